@@ -1,0 +1,139 @@
+"""What happened in a study, round by round, read from its ledger alone.
+
+Models are numbered by the round that made them; model 0 is the initial one. A silo measures the model
+that it receives, so the numbers of model k come with round k + 1, and those of the last model with the
+final visit.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from models.exchange.documents import Manifest
+from models.exchange.spec import write_durable
+from models.ledger import Event, Record
+from models.plan import Plan
+
+
+class Lines(Protocol):
+    """A ledger, open for writing or read by an auditor."""
+
+    @property
+    def records(self) -> Sequence[Record]:
+        """Every line."""
+        ...
+
+    def manifest(self, name: str) -> bytes:
+        """The document stored under a digest."""
+        ...
+
+
+@dataclass
+class Round:
+    """One model of a study, the round that made it, and what the silos measured of it.
+
+    Attributes:
+        number: The round; 0 stands for the initial model.
+        model: Digest of the model that stood after the round.
+        void: Whether the round combined nothing.
+        accepted: Silos whose update was combined.
+        refused: Silos that gave none, each with its code.
+        nbytes: Bytes of documents and arrays that silos shared in the round.
+        metrics: Each silo's metrics of this round's model.
+        examples: Middle of each silo's band of evaluated images.
+    """
+
+    number: int
+    model: str
+    void: bool = False
+    accepted: list[str] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+    nbytes: int = 0
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    examples: dict[str, float] = field(default_factory=dict)
+
+    def mean(self, metric: str) -> float | None:
+        """Mean of a metric over the silos, weighted by evaluated images; None if no silo gave it."""
+        silos = [silo for silo, values in self.metrics.items() if metric in values]
+        total = math.fsum(self.examples[silo] for silo in silos)
+        if not silos or total <= 0:
+            return None
+        return math.fsum(self.metrics[silo][metric] * self.examples[silo] for silo in silos) / total
+
+    def as_json(self) -> dict[str, Any]:
+        """The round as JSON values."""
+        names = sorted({name for values in self.metrics.values() for name in values})
+        return {
+            "round": self.number,
+            "model": self.model,
+            "void": self.void,
+            "accepted": self.accepted,
+            "refused": self.refused,
+            "bytes": self.nbytes,
+            "metrics": self.metrics,
+            "mean": {name: self.mean(name) for name in names},
+        }
+
+
+@dataclass(frozen=True)
+class History:
+    """Every round of a study, the initial model first."""
+
+    plan: Plan
+    rounds: list[Round]
+
+    @property
+    def silos(self) -> list[str]:
+        """Every silo that ever answered or failed to."""
+        names = {name for r in self.rounds for name in [*r.accepted, *r.refused, *r.metrics]}
+        return sorted(names)
+
+
+def read_history(ledger: Lines, plan: Plan) -> History:
+    """Read a study's rounds from its ledger."""
+    current = Round(0, "")
+    rounds = [current]
+    coming = Round(1, "")
+    final = False
+    for record in ledger.records:
+        body = record.body
+        if record.event == Event.STUDY_CREATED:
+            current.model = body["model"]
+        elif record.event in (Event.UPDATE_RECEIVED, Event.REPORT_RECEIVED):
+            manifest = Manifest.decode(ledger.manifest(body["statement"]["body"]))
+            silo = body["statement"]["src"]
+            if manifest.metrics and manifest.evaluated is not None:
+                current.metrics[silo] = {str(name): value for name, value in manifest.metrics.items()}
+                current.examples[silo] = manifest.evaluated.weight
+            final = final or record.event == Event.REPORT_RECEIVED
+        elif record.event in (Event.AGGREGATED, Event.ROUND_VOID):
+            coming.model, coming.void = body["model"], record.event == Event.ROUND_VOID
+            coming.accepted = [] if coming.void else [item["silo"] for item in body["inputs"]]
+            for silo in coming.accepted:
+                coming.refused.pop(silo, None)
+            current, coming = coming, Round(coming.number + 1, "")
+            rounds.append(current)
+        if final or record.round is None or record.round != coming.number:
+            continue
+        if record.event in _REPLIES:
+            coming.nbytes += body.get("statement", {}).get("nbytes", 0)
+        if record.event in _REFUSALS:
+            coming.refused[_silo(body)] = "silent" if record.event == Event.SILO_SILENT else body["code"]
+    return History(plan, rounds)
+
+
+def write_metrics(path: Path, history: History) -> None:
+    """Write the history as JSON lines, one per round."""
+    lines = [json.dumps(item.as_json(), sort_keys=True) for item in history.rounds]
+    write_durable(path, ("\n".join(lines) + "\n").encode())
+
+
+_REFUSALS = {Event.REFUSAL_RECEIVED, Event.REPLY_REJECTED, Event.SILO_SILENT}
+_REPLIES = {Event.UPDATE_RECEIVED, Event.REFUSAL_RECEIVED, Event.REPLY_REJECTED}
+
+
+def _silo(body: Mapping[str, Any]) -> str:
+    return str(body["silo"] if "silo" in body else body["statement"]["src"])

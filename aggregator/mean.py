@@ -1,0 +1,39 @@
+"""The weighted mean of updates, as a running sum in the order given.
+
+Floating-point addition depends on its order, so the order is the caller's (by silo name) and nothing
+else's. One sum and one update are in memory at a time, however many silos there are.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from models.exchange.spec import Vector
+
+_CHUNK = 1 << 18  # elements; a chunk's product stays in a core's cache
+
+
+def weighted_mean(weights: Sequence[float], vectors: Iterable[Vector]) -> Vector:
+    """FedAvg's mean (McMahan et al., AISTATS 2017, algorithm 1).
+
+    Args:
+        weights: Above 0, one for each vector.
+        vectors: 1-D float32 of one length; consumed one at a time.
+
+    Returns:
+        The mean, float32. Of one vector it is that vector, to the bit.
+    """
+    total = math.fsum(weights)
+    mean: Vector | None = None
+    for weight, vector in zip(weights, vectors, strict=True):
+        factor = np.float32(weight / total)
+        if mean is None:
+            mean = vector * factor
+            continue
+        for start in range(0, vector.size, _CHUNK):
+            part = slice(start, start + _CHUNK)
+            mean[part] += vector[part] * factor
+    if mean is None:
+        raise ValueError("the mean of no update is not defined")
+    return mean

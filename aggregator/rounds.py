@@ -1,0 +1,258 @@
+"""The rounds of a study: orders out, replies in, the next model; written down at every step.
+
+`run` is one loop over any Flower Grid. It starts where the ledger says the study is, so a killed run
+goes on with the round it was in, with the updates that had already been accepted. A silo that refuses,
+fails or stays silent is recorded and the others go on; with fewer than `min_silos` accepted updates the
+round is void and the old model stands.
+"""
+
+import functools
+import logging
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from flwr.app import Message, MessageType
+
+from aggregator import intake, strategy
+from aggregator.grid import StudyGrid
+from aggregator.history import History, read_history, write_metrics
+from aggregator.intake import Asked
+from aggregator.strategy import Audited, Contribution
+from aggregator.study import Study
+from models.errors import ConfigError, IntramuralError
+from models.exchange import wire
+from models.exchange.channel import Channel
+from models.exchange.documents import Manifest, Order, Refusal
+from models.exchange.spec import Vector, vector_digest
+from models.exchange.statement import Kind, Statement
+from models.ledger import Entry, Event
+
+log = logging.getLogger("intramural.aggregator")
+
+Visit = Literal["train", "evaluate", "close"]
+
+_MESSAGE_TYPE = {"train": MessageType.TRAIN, "evaluate": MessageType.EVALUATE, "close": MessageType.QUERY}
+_CODE = re.compile(r"[a-z][a-z.-]{0,62}")
+_POLL = 0.2  # seconds between two looks for replies
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a study came to.
+
+    Attributes:
+        study: The study's digest.
+        model: File of the final model.
+        digest: Its digest.
+        history: Every round.
+    """
+
+    study: str
+    model: Path
+    digest: str
+    history: History
+
+
+def run(study: Study, grid: StudyGrid, on_round: Callable[[History], None] | None = None) -> Outcome:
+    """Run a study to its end, or go on with it.
+
+    Args:
+        study: Open for work.
+        grid: Its hospitals.
+        on_round: Called with the history so far when a round is over.
+
+    Returns:
+        The final model and the history; of a study that was over before, the same again.
+
+    Raises:
+        ConfigError: Fewer silos than `min_silos`, or one with another key than enrolled.
+        LedgerError: The ledger cannot be written; nothing was sent after that.
+    """
+    plan, position = study.plan, study.position
+    if not position.closed:
+        _Run(study, grid).to_the_end(on_round)
+        position = study.position
+    history = read_history(study.ledger, plan)
+    write_metrics(study.folder / "metrics.jsonl", history)
+    return Outcome(study.digest, study.model_path(position.model), position.digest, history)
+
+
+class _Run:
+    """One run over one grid: the channels to its hospitals."""
+
+    def __init__(self, study: Study, grid: StudyGrid) -> None:
+        self.study, self.grid, self.plan = study, grid, study.plan
+        self.strategy: Audited = strategy.build(study.plan)
+        if len(grid.roster) < study.plan.min_silos:
+            raise ConfigError(
+                f"min_silos: {study.plan.min_silos} are required, {len(grid.roster)} silos take part",
+                "let more silos take part, or lower min_silos in a new study",
+            )
+        for silo in sorted(grid.roster.values(), key=lambda verifier: verifier.name):
+            study.enrol(silo)
+        self.channels = {
+            node: Channel(study.ledger, study.signer, silo, study.digest)
+            for node, silo in grid.roster.items()
+        }
+
+    def to_the_end(self, on_round: Callable[[History], None] | None) -> None:
+        study, plan = self.study, self.plan
+        while (position := study.position).round < plan.rounds:
+            base = study.load_model(position.model, position.digest)
+            self.train(position.round + 1, base, position.digest)
+            self.tell(on_round)
+        position = study.position
+        everyone = sorted(self.channels)
+        self.visit(
+            "evaluate",
+            plan.rounds,
+            position.digest,
+            study.load_model(position.model, position.digest),
+            everyone,
+        )
+        self.tell(on_round)
+        self.visit("close", plan.rounds, position.digest, None, everyone)
+        study.ledger.append(Entry(Event.STUDY_CLOSED, {"model": position.digest}, study.digest, plan.rounds))
+
+    def tell(self, on_round: Callable[[History], None] | None) -> None:
+        history = read_history(self.study.ledger, self.plan)
+        write_metrics(self.study.folder / "metrics.jsonl", history)
+        if on_round:
+            on_round(history)
+
+    def train(self, round_: int, base: Vector, digest: str) -> None:
+        """One round: updates that are still missing are asked for, then all are combined."""
+        study, ledger = self.study, self.study.ledger
+        accepted = self.accepted(round_, digest)
+        nodes = [node for node in self.strategy.choose(round_, self.grid) if self.name(node) not in accepted]
+        self.visit("train", round_, digest, base, nodes)
+        accepted = self.accepted(round_, digest)
+        names = {self.name(node) for node in self.channels}
+        excluded = sorted(names - set(accepted))
+        if len(accepted) < self.plan.min_silos:
+            body = {
+                "accepted": sorted(accepted),
+                "excluded": excluded,
+                "required": self.plan.min_silos,
+                "model": digest,
+            }
+            ledger.append(Entry(Event.ROUND_VOID, body, study.digest, round_))
+            log.warning(
+                "round %d is void: %d of %d required updates", round_, len(accepted), self.plan.min_silos
+            )
+            study.drop_updates(round_)
+            return
+        model = self.strategy.combine(round_, base, [item.contribution for item in accepted.values()])
+        output = vector_digest(study.spec.digest, model)
+        study.save_model(round_, model)
+        body = {
+            "inputs": [
+                {"silo": name, "xid": item.xid, "digest": item.digest, "weight": item.contribution.weight}
+                for name, item in sorted(accepted.items())
+            ],
+            "excluded": excluded,
+            "strategy": self.plan.strategy.model_dump(mode="json"),
+            "base": digest,
+            "model": output,
+        }
+        ledger.append(Entry(Event.AGGREGATED, body, study.digest, round_))
+        study.drop_updates(round_)
+
+    def visit(self, visit: Visit, round_: int, base: str, model: Vector | None, nodes: list[int]) -> None:
+        """Send an order to each node and take in what comes back; each reply ends as one ledger line."""
+        order = Order(agreement=self.study.agreement, round=round_, visit=visit, base=base)
+        array = None if model is None else wire.pack_vector(model)
+        waiting: dict[str, tuple[int, Asked]] = {}
+        for node in sorted(nodes, key=self.name):
+            envelope = self.channels[node].offer(
+                Kind.ORDER,
+                round_,
+                order,
+                spec=None if model is None else self.study.spec.digest,
+                vector=model,
+            )
+            asked = Asked(visit, round_, self.channels[node].sent[-1], base)
+            message = Message(wire.pack(envelope, array), node, _MESSAGE_TYPE[visit], group_id=str(round_))
+            for message_id in self.grid.push_messages([message]):
+                waiting[message_id] = (node, asked)
+        deadline = time.monotonic() + self.plan.deadline
+        while waiting:
+            for reply in self.grid.pull_messages(list(waiting)):
+                node, asked = waiting.pop(reply.metadata.reply_to_message_id)
+                self.take(reply, node, asked)
+            if waiting and time.monotonic() > deadline:
+                break
+            if waiting:
+                time.sleep(_POLL)
+        for node, asked in waiting.values():
+            log.warning("round %d: %s is silent", round_, self.name(node))
+            body = {"silo": self.name(node), "order": asked.order}
+            self.study.ledger.append(Entry(Event.SILO_SILENT, body, self.study.digest, round_))
+
+    def take(self, reply: Message, node: int, asked: Asked) -> None:
+        """Take in one reply: accepted, refused by the silo, or rejected here; never an exception."""
+        name, channel = self.name(node), self.channels[node]
+        if reply.has_error():
+            self.reject(name, asked, _error_code(reply))
+            return
+        try:
+            envelope = wire.unpack(reply.content, self.study.spec.size)
+            received = channel.verify(envelope, None if envelope.vector is None else self.study.spec.digest)
+        except IntramuralError as error:
+            self.reject(name, asked, error.wire_code)
+            return
+        try:
+            document = intake.check(received, asked, self.plan, self.study.spec)
+        except IntramuralError as error:
+            log.warning("round %d: the reply of %s is rejected: %s", asked.round, name, error.wire_code)
+            channel.reject(received, error.wire_code)
+            return
+        facts: dict[str, object] = {}
+        if isinstance(document, Manifest) and envelope.vector is not None and document.examples is not None:
+            self.study.save_update(asked.round, name, envelope.vector)
+            facts = {"base": document.base, "digest": document.digest, "weight": document.examples.weight}
+        elif isinstance(document, Refusal):
+            log.warning("round %d: %s refuses: %s", asked.round, name, document.code)
+            facts = {"code": document.code}
+        channel.accept(received, facts)
+
+    def reject(self, name: str, asked: Asked, code: str) -> None:
+        """Write down a reply that cannot even be traced to its sender."""
+        log.warning("round %d: the reply of %s is rejected: %s", asked.round, name, code)
+        body = {"silo": name, "order": asked.order, "code": code}
+        self.study.ledger.append(Entry(Event.REPLY_REJECTED, body, self.study.digest, asked.round))
+
+    def accepted(self, round_: int, base: str) -> "dict[str, _Accepted]":
+        """The updates of a round that the ledger says were accepted and that are still on disk."""
+        found: dict[str, _Accepted] = {}
+        for record in self.study.ledger.records:
+            if record.event != Event.UPDATE_RECEIVED or record.round != round_ or record.body["base"] != base:
+                continue
+            statement, digest = record.body["statement"], record.body["digest"]
+            name = statement["src"]
+            if self.study.has_update(round_, name, digest):
+                load = functools.partial(self.study.load_update, round_, name, digest)
+                xid = Statement.model_validate(statement).xid
+                found[name] = _Accepted(xid, digest, Contribution(name, record.body["weight"], load))
+        return found
+
+    def name(self, node: int) -> str:
+        """The hospital of a node."""
+        return self.channels[node].peer.name
+
+
+@dataclass(frozen=True)
+class _Accepted:
+    xid: str
+    digest: str
+    contribution: Contribution
+
+
+def _error_code(reply: Message) -> str:
+    """Flower's error as one of our words; its text is not repeated, whoever wrote it."""
+    reason = reply.error.reason or ""
+    return reason if _CODE.fullmatch(reason) else f"flower-error-{reply.error.code}"

@@ -1,0 +1,282 @@
+"""A study on disk: what was agreed, every model, the ledger, and the numbers.
+
+    lgg-2026/
+      study.toml            as the coordinator wrote it
+      agreement.json        what the hospitals approve; its SHA-256 is the study's identity
+      aggregator.key .pub   signs the orders; whoever holds it can give orders in this study
+      models/000.safetensors, 001.safetensors, ...
+      updates/003/north.safetensors   of the round at work (kept after it only if the plan says so)
+      ledger/               the coordinator's evidence
+      metrics.jsonl         a line per round, derived from the ledger
+
+`create` never overwrites, `open` never creates.
+"""
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from models.errors import ConfigError, DigestMismatch, IntramuralError
+from models.exchange.documents import Agreement
+from models.exchange.spec import Spec, Vector, load_vector, save_vector, vector_digest, write_durable
+from models.ledger import Entry, Event, Ledger, Signer, Verifier
+from models.plan import Plan
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a study is.
+
+    Attributes:
+        round: Rounds that are over, combined or void.
+        model: Number of the newest model; model k came out of round k.
+        digest: Its digest.
+        closed: Whether the study is over.
+    """
+
+    round: int
+    model: int
+    digest: str
+    closed: bool
+
+
+class Study:
+    """A study folder, open for work by one process.
+
+    Attributes:
+        folder: Where it is.
+        plan: What was planned.
+        agreement: What the hospitals approve.
+        ledger: The coordinator's ledger.
+        signer: The coordinator's key of this study.
+        spec: The arrays of the model.
+    """
+
+    def __init__(
+        self, folder: Path, agreement: Agreement, signer: Signer, ledger: Ledger, spec: Spec
+    ) -> None:
+        """Use `create`, `open` or `load`."""
+        self.folder, self.agreement, self.signer, self.ledger, self.spec = (
+            folder,
+            agreement,
+            signer,
+            ledger,
+            spec,
+        )
+
+    @classmethod
+    def create(cls, plan: Path | str, folder: Path | str, initial: Path | str | None = None) -> Self:
+        """Make a study folder.
+
+        Args:
+            plan: The `study.toml`.
+            folder: Must not exist, or be empty.
+            initial: The first model as safetensors; by default the network is built here, which needs
+                torch and MONAI.
+
+        Raises:
+            ConfigError: The plan is wrong, the folder is taken, or the network cannot be built here.
+        """
+        plan_path, folder = Path(plan), Path(folder)
+        content = Plan.load(plan_path)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ConfigError(
+                f"{folder}: exists already", "open it, or choose another folder; nothing is overwritten"
+            )
+        spec, vector = load_vector(Path(initial)) if initial else _initial_model(content)
+        draft = folder.with_name(f".{folder.name}.part")
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        (draft / "models").mkdir()
+        signer = Signer.create(draft / "aggregator.key", content.coordinator)
+        agreement = Agreement(
+            plan=content,
+            coordinator_key=signer.vkey,
+            initial=vector_digest(spec.digest, vector),
+            spec=spec.digest,
+        )
+        save_vector(draft / "models" / "000.safetensors", spec, vector)
+        write_durable(draft / "study.toml", plan_path.read_bytes())
+        write_durable(draft / "agreement.json", agreement.encode())
+        with Ledger.create(
+            draft / "ledger", signer, origin=f"{content.coordinator}/{content.name}"
+        ) as ledger:
+            body = {
+                "agreement": ledger.store(agreement.encode()),
+                "name": content.name,
+                "model": agreement.initial,
+            }
+            ledger.append(Entry(Event.STUDY_CREATED, body, study=agreement.study))
+        os.replace(draft, folder)
+        return cls.open(folder)
+
+    @classmethod
+    def open(cls, folder: Path | str) -> Self:
+        """Open a study folder.
+
+        Raises:
+            ConfigError: It is no study folder.
+            DigestMismatch: The first model is not the agreed one.
+            LedgerError: The ledger is in use, or is not the one that was signed.
+        """
+        folder = Path(folder)
+        path = folder / "agreement.json"
+        if not path.is_file():
+            raise ConfigError(
+                f"{folder}: is no study folder (it has no agreement.json)", "create the study first"
+            )
+        agreement = Agreement.decode(path.read_bytes())
+        spec, _ = load_vector(folder / "models" / "000.safetensors", agreement.initial)
+        signer = Signer.load(folder / "aggregator.key")
+        if signer.vkey != agreement.coordinator_key:
+            raise ConfigError(
+                f"{folder / 'aggregator.key'}: is not the key of this study", "restore the study's key"
+            )
+        return cls(folder, agreement, signer, Ledger.open(folder / "ledger", signer), spec)
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """Open a study, making it first if need be.
+
+        Args:
+            path: A study folder; or a `study.toml`, whose study lies beside it in a folder of the study's
+                name, so that a script that is run again goes on where it was.
+
+        Raises:
+            ConfigError: The plan is wrong, or the folder holds another plan.
+        """
+        path = Path(path)
+        if path.is_dir():
+            return cls.open(path)
+        plan = Plan.load(path)
+        folder = path.parent / plan.name
+        if not folder.exists():
+            return cls.create(path, folder)
+        study = cls.open(folder)
+        if study.plan != plan:
+            study.close()
+            raise ConfigError(
+                f"{folder}: holds a study of another plan than {path}", "give the changed study a name"
+            )
+        return study
+
+    def close(self) -> None:
+        """Give the ledger's lock back."""
+        self.ledger.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def plan(self) -> Plan:
+        """What was planned."""
+        return self.agreement.plan
+
+    @cached_property
+    def digest(self) -> str:
+        """The study's identity."""
+        return self.agreement.study
+
+    @property
+    def position(self) -> Position:
+        """Where the study is, read from its ledger."""
+        round_, model, digest, closed = 0, 0, self.agreement.initial, False
+        for record in self.ledger.records:
+            if record.event == Event.AGGREGATED and record.round is not None:
+                round_, model, digest = record.round, record.round, record.body["model"]
+            elif record.event == Event.ROUND_VOID and record.round is not None:
+                round_ = record.round
+            closed = closed or record.event == Event.STUDY_CLOSED
+        return Position(round_, model, digest, closed)
+
+    def enrol(self, silo: Verifier) -> None:
+        """Admit a silo's key; once admitted, a name keeps its key.
+
+        Raises:
+            ConfigError: The name has another key in this study.
+        """
+        known = self.enrolled.get(silo.name)
+        if known is None:
+            body = {"name": silo.name, "vkey": silo.vkey}
+            self.ledger.append(Entry(Event.SILO_ENROLLED, body, study=self.digest))
+        elif known != silo.vkey:
+            raise ConfigError(
+                f"{silo.name}: has another key than the one enrolled in this study",
+                "ask the hospital; a new key needs a new study or a new name",
+            )
+
+    @property
+    def enrolled(self) -> Mapping[str, str]:
+        """Each admitted silo's public key (vkey), by name."""
+        return {
+            record.body["name"]: record.body["vkey"]
+            for record in self.ledger.records
+            if record.event == Event.SILO_ENROLLED
+        }
+
+    def model_path(self, number: int) -> Path:
+        """Where model `number` lies."""
+        return self.folder / "models" / f"{number:03}.safetensors"
+
+    def load_model(self, number: int, digest: str) -> Vector:
+        """A model, checked against its digest; `(spec.size,)` float32."""
+        spec, vector = load_vector(self.model_path(number), digest)
+        if spec != self.spec:
+            raise DigestMismatch(f"{self.model_path(number)}: has other arrays than the study's")
+        return vector
+
+    def save_model(self, number: int, vector: Vector) -> None:
+        """Write a model, durable before it has its name."""
+        save_vector(self.model_path(number), self.spec, vector)
+
+    def update_path(self, round_: int, silo: str) -> Path:
+        """Where a silo's update of a round lies until it is combined."""
+        return self.folder / "updates" / f"{round_:03}" / f"{silo}.safetensors"
+
+    def save_update(self, round_: int, silo: str, vector: Vector) -> None:
+        """Keep an update on disk until it is combined."""
+        path = self.update_path(round_, silo)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_vector(path, self.spec, vector)
+
+    def load_update(self, round_: int, silo: str, digest: str) -> Vector:
+        """An update kept on disk, checked against its digest; `(spec.size,)` float32."""
+        return load_vector(self.update_path(round_, silo), digest)[1]
+
+    def has_update(self, round_: int, silo: str, digest: str) -> bool:
+        """Whether an update of that digest is kept on disk."""
+        try:
+            self.load_update(round_, silo, digest)
+        except IntramuralError:
+            return False
+        return True
+
+    def drop_updates(self, round_: int) -> None:
+        """Forget the updates of a round, unless the plan keeps them."""
+        if not self.plan.keep_updates:
+            shutil.rmtree(self.folder / "updates" / f"{round_:03}", ignore_errors=True)
+
+
+def _initial_model(plan: Plan) -> tuple[Spec, Vector]:
+    """Build the plan's network here; the only place where a coordinator may want torch."""
+    try:
+        from models import tasks
+        from models.tasks.flat import FlatNetwork
+    except ImportError as error:
+        raise ConfigError(
+            f"the first model needs {error.name}, which is not installed on this machine",
+            "run: pip install 'intramural[silo]'; or make the file on a machine that has it with "
+            "`intramural-silo initial STUDY.toml FILE` and create the study with --initial FILE",
+        ) from error
+    network = FlatNetwork(tasks.task(plan.task).build(plan.seed))
+    return network.spec, network.weights.numpy().copy()

@@ -1,0 +1,1 @@
+"""What both sides agree on: the network, the study's plan, and the words they exchange."""

@@ -1,0 +1,113 @@
+"""Where a command meets a person: results on stdout, talk on stderr, errors that say what to do.
+
+Every command of the toolkit goes through `run_command`, so that exit codes mean the same everywhere:
+0 done, 1 failed, 2 wrong usage, 3 a verification failed.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from models.errors import BadSignature, DigestMismatch, IntramuralError, Rewritten
+
+OK, FAILED, USAGE, UNVERIFIED = 0, 1, 2, 3
+
+Report = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is."""
+
+
+def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
+    """Parse arguments and run the chosen command.
+
+    Args:
+        parser: Each command's parser sets `run`, a function of the parsed arguments that returns the exit code.
+        argv: Arguments; the process's by default.
+
+    Returns:
+        The exit code.
+    """
+    parser.add_argument("-v", "--verbose", action="store_true", help="talk more; the reasons may name files")
+    arguments = parser.parse_args(argv)
+    _quiet_libraries()
+    level = logging.DEBUG if arguments.verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(levelname).1s %(name)s: %(message)s", stream=sys.stderr)
+    try:
+        code = arguments.run(arguments)
+        sys.stdout.flush()
+    except IntramuralError as error:
+        print(f"error: {error}", file=sys.stderr)
+        if error.hint:
+            print(f"  do: {error.hint}", file=sys.stderr)
+        if arguments.verbose:
+            logging.getLogger("intramural").debug("where it happened", exc_info=error)
+        return UNVERIFIED if isinstance(error, Rewritten | BadSignature | DigestMismatch) else FAILED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to flush has no reader
+        return OK
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    return int(code)
+
+
+def _quiet_libraries() -> None:
+    """No telemetry, no update checks, and no talk of Flower's own between ours."""
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+
+
+def show_json(value: Any) -> None:
+    """Print a value as JSON."""
+    print(json.dumps(value, indent=2, sort_keys=True, default=str))
+
+
+def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table; in a pipe it is as wide as it needs to be."""
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    table = Table(*columns, title=title, title_justify="left", title_style="bold")
+    for row in rows:
+        table.add_row(*("" if cell is None else str(cell) for cell in row))
+    console.print(table)
+
+
+@contextmanager
+def progress() -> Iterator[Report]:
+    """Show how far long work is: bars on a terminal, a line at the end of each piece elsewhere."""
+    if not sys.stderr.isatty():
+        yield _lines
+        return
+    columns = TextColumn("{task.description:<16}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        known: dict[str, TaskID] = {}
+
+        def report(what: str, done: int, total: int) -> None:
+            if what not in known:
+                known[what] = bars.add_task(what, total=total)
+            bars.update(known[what], completed=done, total=total)
+
+        yield report
+
+
+def _lines(what: str, done: int, total: int) -> None:
+    if total > 1 and done == total:
+        print(f"{what}: {done}", file=sys.stderr)
+
+
+def human_bytes(count: int) -> str:
+    """A number of bytes for people, in decimal units."""
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"

@@ -1,0 +1,146 @@
+"""The documents that travel: what is asked of a hospital, and what it says has left.
+
+An *agreement* is what a hospital approves; its digest is the study's identity. An *order* is one
+visit under it. A *manifest* lists, in full, what leaves with an update (or, without arrays, with a
+report of metrics). A *refusal* is one word. A *closing* says how each side counts the exchange.
+"""
+
+import json
+from typing import Annotated, Literal, Self
+
+from pydantic import AllowInfNan, Field, StringConstraints, ValidationError
+
+from models.errors import Malformed
+from models.exchange.spec import Spec, TensorSpec
+from models.ledger.canonical import canonical, digest
+from models.plan import MetricName, Plan
+from models.settings import Settings
+
+Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+MAX_DOCUMENT = 16 * 2**20  # bytes; a manifest of ten thousand arrays is about 2 MB
+
+
+class Document(Settings):
+    """A record that travels as JSON."""
+
+    v: Literal[1] = 1
+
+    def encode(self) -> bytes:
+        """Canonical JSON (RFC 8785)."""
+        return canonical(self.model_dump(mode="json"))
+
+    @classmethod
+    def decode(cls, content: bytes) -> Self:
+        """Read a document.
+
+        Raises:
+            Malformed: Not JSON, or not this document. Names no value: it may be a stranger's.
+        """
+        if len(content) > MAX_DOCUMENT:
+            raise Malformed(f"a {cls.__name__} of {len(content)} bytes is above the limit of {MAX_DOCUMENT}")
+        try:
+            return cls.model_validate(json.loads(content))
+        except ValidationError as error:
+            where = ".".join(str(part) for part in error.errors()[0]["loc"])
+            raise Malformed(f"is no valid {cls.__name__}: {where}") from error
+        except (ValueError, RecursionError) as error:
+            raise Malformed(f"is no valid {cls.__name__}: not JSON") from error
+
+
+class Agreement(Document):
+    """What a hospital approves: the plan, who signs the orders, and the model it starts from."""
+
+    plan: Plan
+    coordinator_key: str  # C2SP verifier key
+    initial: Digest  # of the first model
+    spec: Digest  # of the arrays' names and shapes
+
+    @property
+    def study(self) -> str:
+        """The study's identity: SHA-256 (hex) of this document."""
+        return digest(self.encode())
+
+
+class Order(Document):
+    """One visit to a silo. `train` asks for an update, `evaluate` for metrics, `close` for a farewell."""
+
+    agreement: Agreement
+    round: Annotated[int, Field(ge=0)]
+    visit: Literal["train", "evaluate", "close"]
+    base: Digest  # of the model that comes with it (for `close`: of the final model)
+
+
+class Examples(Settings):
+    """How many, as a closed band; an exact count has low == high."""
+
+    unit: Literal["patients", "images", "silos"]
+    low: Annotated[float, AllowInfNan()]
+    high: Annotated[float, AllowInfNan()]
+
+    @property
+    def weight(self) -> float:
+        """The band's middle, the weight of the silo in a mean."""
+        return (self.low + self.high) / 2
+
+
+class Tensor(Settings):
+    """One array that leaves: enough to recognise it, nothing of its content but a digest and a norm."""
+
+    name: str
+    shape: list[int]
+    dtype: Literal["float32"] = "float32"
+    bytes: int
+    sha256: Digest
+    l2: float
+
+
+class Filter(Settings):
+    """One step that the gate applied, in order."""
+
+    name: Literal["clip", "noise"]
+    bound: float | None = None  # clip: L2 bound on the whole update
+    sd: float | None = None  # noise: Gaussian standard deviation per element
+
+
+class Privacy(Settings):
+    """Differential privacy spent, with the silo's whole update as the unit (not a patient)."""
+
+    unit: Literal["silo"] = "silo"
+    epsilon: float
+    delta: float
+
+
+class Manifest(Document):
+    """All that leaves a silo in one visit. Without `digest` it is a report: metrics and no arrays."""
+
+    base: Digest
+    spec: Digest
+    digest: Digest | None = None
+    norm: float | None = None
+    tensors: list[Tensor] = []
+    filters: list[Filter] = []
+    examples: Examples | None = None
+    evaluated: Examples | None = None
+    metrics: dict[MetricName, float] = {}
+    withheld: list[MetricName] = []
+    privacy: Privacy | None = None
+    software: dict[str, str] = {}
+
+    def matches(self, spec: Spec) -> bool:
+        """Whether the listed arrays are exactly the spec's."""
+        return tuple(TensorSpec(t.name, tuple(t.shape)) for t in self.tensors) == spec.tensors
+
+
+class Refusal(Document):
+    """A silo does not do what was asked; the code is all it says."""
+
+    code: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z.-]{0,62}$")]
+
+
+class Closing(Document):
+    """How a silo counts the exchange at the end of a study."""
+
+    orders: int  # received, this one included
+    replies: int  # sent before this one
+    records: int  # in the silo's ledger so far

@@ -1,0 +1,162 @@
+"""The layout of a model: which arrays, in which order, of which shape; and its digest.
+
+Both sides hold a model as one float32 vector. The spec says which part of the vector is which array
+of the network's state, sorted by name, so that the vector is also the data section of a safetensors
+file, and a digest can be recomputed from either by anyone.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import safetensors
+from safetensors.numpy import load_file, save
+
+from models.errors import DataError, DigestMismatch, SpecMismatch
+from models.ledger.canonical import canonical, digest
+
+Vector = npt.NDArray[np.float32]
+"""All floating arrays of a model in spec order, 1-D float32."""
+
+_DOMAIN = b"intramural vector v1\n"
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One floating array of a network's state, float32."""
+
+    name: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class Spec:
+    """The arrays of a model, sorted by name.
+
+    Raises:
+        SpecMismatch: The names are not distinct and sorted.
+    """
+
+    tensors: tuple[TensorSpec, ...]
+
+    def __post_init__(self) -> None:
+        names = [tensor.name for tensor in self.tensors]
+        if names != sorted(set(names)):
+            raise SpecMismatch("the arrays of a spec must have distinct names in sorted order")
+
+    @classmethod
+    def of(cls, shapes: Mapping[str, Iterable[int]]) -> Self:
+        """The spec of named shapes, in any order."""
+        return cls(tuple(TensorSpec(name, tuple(shapes[name])) for name in sorted(shapes)))
+
+    @cached_property
+    def size(self) -> int:
+        """Number of elements of the whole vector."""
+        return sum(tensor.size for tensor in self.tensors)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the canonical JSON of names, shapes and dtypes."""
+        return digest(canonical(self.listing))
+
+    @property
+    def listing(self) -> list[dict[str, Any]]:
+        """Names, shapes and dtypes as JSON values."""
+        return [{"name": t.name, "shape": list(t.shape), "dtype": "float32"} for t in self.tensors]
+
+    def split(self, vector: Vector) -> Iterator[tuple[TensorSpec, Vector]]:
+        """Each array's part of the vector, as 1-D views."""
+        start = 0
+        for tensor in self.tensors:
+            yield tensor, vector[start : start + tensor.size]
+            start += tensor.size
+
+    def named(self, vector: Vector) -> dict[str, Vector]:
+        """The arrays by name, in their shapes, as views."""
+        return {tensor.name: part.reshape(tensor.shape) for tensor, part in self.split(vector)}
+
+
+def vector_digest(spec: str, vector: Vector) -> str:
+    """SHA-256 (hex) of a model or of an update.
+
+    Args:
+        spec: Digest of the layout; it is hashed first, so equal bytes of another layout differ.
+        vector: `(spec.size,)` float32.
+
+    Returns:
+        The digest of `"intramural vector v1\\n"`, the spec's digest (32 bytes) and the vector's
+        little-endian bytes.
+    """
+    state = hashlib.sha256(_DOMAIN + bytes.fromhex(spec))
+    state.update(np.ascontiguousarray(vector, dtype="<f4").data)
+    return state.hexdigest()
+
+
+def save_vector(path: Path, spec: Spec, vector: Vector) -> None:
+    """Write a vector as a safetensors file of named arrays, durable before it has its name.
+
+    Args:
+        path: The file; its folder must exist.
+        spec: The layout.
+        vector: `(spec.size,)` float32.
+    """
+    content = save({name: np.ascontiguousarray(part) for name, part in spec.named(vector).items()})
+    write_durable(path, content)
+
+
+def load_vector(path: Path, expected: str | None = None) -> tuple[Spec, Vector]:
+    """Read a safetensors file of float32 arrays.
+
+    Args:
+        path: The file.
+        expected: The digest that the content must have, if known.
+
+    Returns:
+        The layout and the `(spec.size,)` float32 vector.
+
+    Raises:
+        DataError: The file is missing or is no safetensors file.
+        SpecMismatch: An array is not float32.
+        DigestMismatch: The content is not the expected one.
+    """
+    try:
+        arrays = load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise DataError(f"{path}: cannot be read as safetensors: {error}", "restore the file") from error
+    for name, array in arrays.items():
+        if array.dtype != np.float32:
+            raise SpecMismatch(
+                f"{path}: {name}: is {array.dtype}, not float32", "save the network as float32"
+            )
+    spec = Spec.of({name: array.shape for name, array in arrays.items()})
+    parts = [arrays[tensor.name].ravel() for tensor in spec.tensors]
+    vector = np.concatenate(parts) if parts else np.zeros(0, np.float32)
+    if expected is not None and vector_digest(spec.digest, vector) != expected:
+        raise DigestMismatch(f"{path}: is not the model of digest {expected}", "restore the file from a copy")
+    return spec, vector
+
+
+def write_durable(path: Path, content: bytes) -> None:
+    """Write a file so that after a crash it is either absent or whole."""
+    temporary = path.with_name(path.name + ".part")
+    with open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

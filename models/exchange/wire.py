@@ -1,0 +1,138 @@
+"""An envelope inside a Flower message, and back. Flower's own types are handled here and at the two apps.
+
+The arrays travel as one Flower `Array` in NumPy's format, the rest as bytes in one `ConfigRecord`.
+What arrives is a stranger's until it is verified, so nothing is parsed that could run code, allocate
+by a declared size, or be read in two ways.
+"""
+
+import io
+from typing import cast
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+from models.errors import Malformed, SpecMismatch, TooLarge
+from models.exchange.documents import MAX_DOCUMENT
+from models.exchange.spec import Vector
+from models.exchange.statement import Envelope, Evidence
+
+ENVELOPE = "intramural"  # the ConfigRecord's key
+ARRAYS = "arrays"  # the ArrayRecord's key, as in Flower's own strategies
+VECTOR = "vector"  # the only array in it
+
+_STYPE = "numpy.ndarray"
+_BYTES = ("statement", "signature", "body", "note", "receipt_xid", "receipt")
+_MAX_PROOF = 64  # hashes; a ledger of 2**60 lines needs fewer
+
+
+def pack(envelope: Envelope, array: Array | None = None) -> RecordDict:
+    """Put an envelope into Flower records.
+
+    Args:
+        envelope: What is to travel.
+        array: Its vector, if it is packed already; several messages can share one.
+    """
+    evidence = envelope.evidence
+    xid, receipt = evidence.receipt or ("", b"")
+    fields = ConfigRecord(
+        {
+            "statement": envelope.statement,
+            "signature": envelope.signature,
+            "body": envelope.body,
+            "note": evidence.note.encode(),
+            "receipt_xid": xid.encode(),
+            "receipt": receipt,
+            "old": evidence.old,
+            "proof": list(evidence.proof),
+            "seen": evidence.seen,
+        }
+    )
+    records = RecordDict({ENVELOPE: fields})
+    if envelope.vector is not None:
+        records[ARRAYS] = ArrayRecord({VECTOR: array or pack_vector(envelope.vector)})
+    return records
+
+
+def unpack(records: RecordDict, size: int | None = None) -> Envelope:
+    """Take an envelope out of Flower records.
+
+    Args:
+        records: What a Flower message carries.
+        size: Number of float32 elements that arrays, if any, must have; any by default.
+
+    Raises:
+        Malformed: Not an envelope.
+        SpecMismatch: The array is not a plain float32 vector of this size.
+        TooLarge: A document above the limit.
+    """
+    fields = records.get(ENVELOPE)
+    if not isinstance(fields, ConfigRecord) or set(records) - {ENVELOPE, ARRAYS}:
+        raise Malformed("the message is not an envelope", detail="records")
+    texts = [fields.get(key) for key in _BYTES]
+    old, seen, proof = fields.get("old"), fields.get("seen"), fields.get("proof")
+    if (
+        not all(isinstance(text, bytes) for text in texts)
+        or not (isinstance(old, int) and isinstance(seen, int) and old >= 0 and seen >= 0)
+        or not (isinstance(proof, list) and len(proof) <= _MAX_PROOF)
+        or not all(isinstance(item, bytes) and len(item) == 32 for item in proof)
+    ):
+        raise Malformed("the envelope lacks a field, or has one of another type", detail="fields")
+    if max(len(cast(bytes, text)) for text in texts) > MAX_DOCUMENT:
+        raise TooLarge("a field of the envelope is above the limit", detail="document")
+    statement, signature, body, note, xid, receipt = cast(list[bytes], texts)
+    try:
+        evidence = Evidence(
+            receipt=(xid.decode("ascii"), receipt) if xid else None,
+            note=note.decode(),
+            old=old,
+            proof=tuple(cast(list[bytes], proof)),
+            seen=seen,
+        )
+    except UnicodeDecodeError as error:
+        raise Malformed("the envelope's text is not UTF-8", detail="text") from error
+    return Envelope(statement, signature, body, evidence, _vector(records, size))
+
+
+def pack_vector(vector: Vector) -> Array:
+    """A 1-D float32 vector as Flower's array."""
+    return Array(np.ascontiguousarray(vector, dtype="<f4"))
+
+
+def unpack_vector(array: Array, size: int | None) -> Vector:
+    """Read Flower's array as a float32 vector, without copying and without trusting its header.
+
+    Args:
+        array: In NumPy's file format.
+        size: Number of elements it must have; None takes the number that it declares.
+
+    Raises:
+        SpecMismatch: Another type, shape or length, or a header unlike the declaration.
+    """
+    if array.stype != _STYPE or array.dtype != "float32":
+        pickled = array.dtype == "object"
+        raise SpecMismatch("the array is not float32", detail="pickled" if pickled else "dtype")
+    if size is None and len(array.shape) == 1:
+        size = array.shape[0]
+    if size is None or tuple(array.shape) != (size,):
+        alike = tuple(array.shape) in {(1,), ()}
+        raise SpecMismatch("the array has another shape", detail="broadcastable" if alike else "shape")
+    header = _header(size)
+    if not array.data.startswith(header) or len(array.data) != len(header) + 4 * size:
+        raise SpecMismatch("the array's bytes are not what it declares", detail="declared")
+    return np.frombuffer(array.data, dtype="<f4", offset=len(header)).astype(np.float32, copy=False)
+
+
+def _vector(records: RecordDict, size: int | None) -> Vector | None:
+    arrays = records.get(ARRAYS)
+    if arrays is None:
+        return None
+    if not isinstance(arrays, ArrayRecord) or list(arrays) != [VECTOR]:
+        raise SpecMismatch("the arrays have other names than the study's", detail="names")
+    return unpack_vector(arrays[VECTOR], size)
+
+
+def _header(size: int) -> bytes:
+    """The bytes that NumPy's format puts before a float32 vector of this length."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": "<f4", "fortran_order": False, "shape": (size,)})
+    return buffer.getvalue()

@@ -1,0 +1,1 @@
+"""A hospital: its data, its training, its gate, its ledger."""

@@ -1,0 +1,116 @@
+"""The hospital as a Flower ClientApp: whatever arrives is answered, and nothing but an envelope leaves.
+
+Flower sends the text of an exception to the server. Here none escapes: what cannot be answered with a
+signed envelope is answered with a Flower error whose reason is one fixed word.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from flwr.app import Context, Error, Message
+from flwr.clientapp import ClientApp
+
+from models.console import Report
+from models.errors import ConfigError, IntramuralError
+from models.exchange import wire
+from models.ledger import Verifier
+from silos.silo import Silo
+
+log = logging.getLogger("intramural.silo")
+
+SITE = "site"  # the node_config key that holds the path of site.toml
+
+_ERROR = 2  # Flower's code for "the ClientApp raised"; the word behind it is ours
+
+_open: dict[Path, Silo] = {}  # one open silo per site.toml: the ledger has one writer
+
+app = ClientApp()
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Answer an order to train."""
+    return _answer(message, context)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Answer an order to evaluate."""
+    return _answer(message, context)
+
+
+@app.query()
+def query(message: Message, context: Context) -> Message:
+    """Answer an order to close."""
+    return _answer(message, context)
+
+
+def _answer(message: Message, context: Context) -> Message:
+    try:
+        silo = silo_of(context)
+        envelope = silo.answer(wire.unpack(message.content))
+        return Message(wire.pack(envelope), reply_to=message)
+    except Exception as error:  # the boundary: no text of any exception may pass
+        code = error.wire_code if isinstance(error, IntramuralError) else IntramuralError.code
+        log.error("an order could not be answered: %s", code)
+        log.debug("the reason", exc_info=error)
+        return Message(Error(_ERROR, code), reply_to=message)
+
+
+def silo_of(context: Context) -> Silo:
+    """The open silo of the site that a node is configured with.
+
+    Raises:
+        ConfigError: The node's configuration names no site.
+    """
+    path = context.node_config.get(SITE)
+    if not isinstance(path, str):
+        raise ConfigError(
+            f"node config: {SITE}: is required but missing", f'start the node with {SITE}="site.toml"'
+        )
+    return open_silo(Path(path))
+
+
+def open_silo(path: Path, progress: Report | None = None) -> Silo:
+    """The silo of a `site.toml`, opened once per process."""
+    path = path.resolve()
+    if path not in _open:
+        _open[path] = Silo.open(path, progress)
+    return _open[path]
+
+
+def close_silo(path: Path) -> None:
+    """Close the silo of a `site.toml`, so that another process may open it."""
+    silo = _open.pop(path.resolve(), None)
+    if silo is not None:
+        silo.close()
+
+
+@dataclass(frozen=True)
+class LocalSilo:
+    """What a grid in this process needs of a hospital.
+
+    Attributes:
+        app: The ClientApp.
+        node_config: What the hospital's node would be started with.
+        verifier: The hospital's public key.
+        close: Gives the hospital's ledger free for another process.
+    """
+
+    app: ClientApp
+    node_config: dict[str, str]
+    verifier: Verifier
+    close: Callable[[], None]
+
+
+def open_local(path: Path | str) -> LocalSilo:
+    """The hospital of a `site.toml` on this machine, for the aggregator's in-process grid.
+
+    Raises:
+        IntramuralError: The site cannot be opened.
+    """
+    path = Path(path).resolve()
+    verifier = open_silo(path).signer.verifier
+    return LocalSilo(app, {SITE: str(path)}, verifier, lambda: close_silo(path))

@@ -1,0 +1,233 @@
+"""`intramural-silo`: the commands of hospital IT."""
+
+import argparse
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from models.console import FAILED, OK, human_bytes, progress, run_command, show_json, show_table
+
+if TYPE_CHECKING:
+    from silos.config import Site
+
+# torch and MONAI take seconds to import, so a command imports what it needs when it runs.
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `intramural-silo`."""
+    parser = argparse.ArgumentParser(
+        prog="intramural-silo", description="A hospital's side of a federated study."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    phantom = commands.add_parser(
+        "phantom", help="write a make-believe hospital, to try everything without a patient"
+    )
+    phantom.add_argument("folder", type=Path, help="a new or empty folder")
+    phantom.add_argument("--name", help="the hospital's name (default: the folder's)")
+    phantom.add_argument(
+        "--seed", type=int, default=0, help="the same seed writes the same hospital (default: 0)"
+    )
+    phantom.add_argument("--patients", type=int, default=24, help="default: 24")
+    phantom.add_argument("--images", type=int, default=6, help="images of each patient (default: 6)")
+    phantom.add_argument(
+        "--study", action="append", help="a study that the hospital's policy allows (default: demo)"
+    )
+    phantom.set_defaults(run=_phantom)
+
+    key = commands.add_parser(
+        "key", help="make this hospital's key; its private half never leaves this machine"
+    )
+    key.add_argument("site", type=Path, help="site.toml")
+    key.set_defaults(run=_key)
+
+    scan = commands.add_parser("scan", help="index the DICOM folder (headers only) and say what is in it")
+    scan.add_argument("site", type=Path, help="site.toml")
+    _json(scan)
+    scan.set_defaults(run=_scan)
+
+    check = commands.add_parser("check", help="see whether this hospital is ready, and what to do if not")
+    check.add_argument("site", type=Path, help="site.toml")
+    check.add_argument("--study", type=Path, help="study.toml, to check against its classes and task")
+    _json(check)
+    check.set_defaults(run=_check)
+
+    preview = commands.add_parser(
+        "preview", help="train one round and print the manifest that would leave; send nothing"
+    )
+    preview.add_argument("site", type=Path, help="site.toml")
+    preview.add_argument("study", type=Path, help="study.toml")
+    _json(preview)
+    preview.set_defaults(run=_preview)
+
+    released = commands.add_parser("released", help="list what has left this hospital, from its ledger")
+    released.add_argument("site", type=Path, help="site.toml")
+    _json(released)
+    released.set_defaults(run=_released)
+
+    initial = commands.add_parser(
+        "initial", help="write a study's first model, for a coordinator without torch"
+    )
+    initial.add_argument("study", type=Path, help="study.toml")
+    initial.add_argument("file", type=Path, help="the safetensors file to write")
+    initial.set_defaults(run=_initial)
+    return run_command(parser, argv)
+
+
+def _json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _site(path: Path) -> "Site":
+    from silos.config import Site
+
+    return Site.load(path)
+
+
+def _phantom(arguments: argparse.Namespace) -> int:
+    from silos.phantom import write_hospital
+
+    site = write_hospital(
+        arguments.folder,
+        name=arguments.name or arguments.folder.resolve().name,
+        seed=arguments.seed,
+        patients=arguments.patients,
+        images=arguments.images,
+        studies=arguments.study or ["demo"],
+    )
+    print(site)
+    return OK
+
+
+def _key(arguments: argparse.Namespace) -> int:
+    from models.ledger import Signer
+
+    site = _site(arguments.site)
+    site.key.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    print(Signer.create(site.key, site.name).vkey)
+    return OK
+
+
+def _scan(arguments: argparse.Namespace) -> int:
+    from silos.silo import scan_site
+
+    site = _site(arguments.site)
+    with progress() as report:
+        found = scan_site(site, report)
+    counts = {
+        "files": found.files,
+        "opened": found.opened,
+        "images": len(found.instances),
+        "series": int(found.instances["SeriesInstanceUID"].nunique()),
+        "patients": int(found.instances["PatientID"].nunique()),
+    }
+    kinds = zip(found.instances["Modality"], found.instances["TransferSyntaxUID"], strict=True)
+    usable = [(*kind, count) for kind, count in sorted(Counter(kinds).items())]
+    if arguments.json:
+        columns = ("modality", "transfer_syntax", "images")
+        used = [dict(zip(columns, row, strict=True)) for row in usable]
+        show_json({**counts, "left_out": found.left_out, "usable": used})
+        return OK
+    show_table(f"{site.name}: {site.data.root}", ("what", "how many"), counts.items())
+    show_table(
+        "usable", ("modality", "transfer syntax", "images"), usable
+    )
+    show_table("left out", ("reason", "files"), found.left_out.items())
+    return OK
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from models.plan import Plan
+    from silos.check import check_site
+
+    with progress() as report:
+        findings = check_site(arguments.site, Plan.load(arguments.study) if arguments.study else None, report)
+    ready = all(finding.ok for finding in findings)
+    if arguments.json:
+        show_json({"ready": ready, "findings": [vars(finding) for finding in findings]})
+    else:
+        rows = [("ok" if f.ok else "PROBLEM", f.what, f.found, f.fix) for f in findings]
+        show_table(
+            f"{arguments.site}: {'ready' if ready else 'not ready'}",
+            ("", "what", "found", "how to fix"),
+            rows,
+        )
+    return OK if ready else FAILED
+
+
+def _preview(arguments: argparse.Namespace) -> int:
+    from models.plan import Plan
+    from silos.silo import preview
+
+    site, plan = _site(arguments.site), Plan.load(arguments.study)
+    with progress() as report:
+        manifest = preview(site, plan, report)
+    if arguments.json:
+        show_json(manifest.model_dump(mode="json"))
+        return OK
+    summary = manifest.model_dump(mode="json", exclude={"tensors", "v"})
+    arrays = sum(tensor.bytes for tensor in manifest.tensors)
+    summary["arrays"] = f"{len(manifest.tensors)} tensors, {human_bytes(arrays)}"
+    show_table("what would leave in one round (nothing was sent)", ("what", "value"), summary.items())
+    columns = ("tensor", "shape", "bytes", "L2", "SHA-256")
+    rows = [(t.name, t.shape, t.bytes, f"{t.l2:.4g}", t.sha256[:16]) for t in manifest.tensors]
+    show_table("arrays", columns, rows)
+    return OK
+
+
+def _released(arguments: argparse.Namespace) -> int:
+    from silos.released import released
+
+    site = _site(arguments.site)
+    found = released(site.run.work / "ledger")
+    if arguments.json:
+        show_json([vars(item) for item in found])
+        return OK
+    columns = (
+        "time (UTC)",
+        "to",
+        "study",
+        "round",
+        "what",
+        "size",
+        "digest",
+        "filters",
+        "metrics",
+        "receipt",
+    )
+    rows = [
+        (
+            r.time,
+            r.to,
+            r.study[:8],
+            r.round,
+            r.what,
+            human_bytes(r.nbytes),
+            (r.digest or "")[:16],
+            r.filters,
+            r.metrics,
+            r.receipt,
+        )
+        for r in found
+    ]
+    show_table(f"{site.name}: {len(found)} messages left", columns, rows)
+    return OK
+
+
+def _initial(arguments: argparse.Namespace) -> int:
+    from models import tasks
+    from models.exchange.spec import save_vector, vector_digest
+    from models.plan import Plan
+    from models.tasks.flat import FlatNetwork
+
+    plan = Plan.load(arguments.study)
+    network = FlatNetwork(tasks.task(plan.task).build(plan.seed))
+    vector = network.weights.numpy()
+    save_vector(arguments.file, network.spec, vector)
+    print(vector_digest(network.spec.digest, vector))
+    return OK
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,84 @@
+"""A hospital's own configuration, `site.toml`: read here, never sent, never bundled.
+
+What may leave stands in `[policy]`. Everything there is a permission, and what is not permitted is
+forbidden: an absent key refuses.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from models.plan import MetricName, Name
+from models.settings import ByteSize, LocalPath, Settings
+
+Keyword = Annotated[str, Field(pattern=r"^[A-Z][A-Za-z0-9]{1,63}$")]
+"""A DICOM keyword such as `SOPInstanceUID`."""
+
+
+class Labels(Settings):
+    """Where this hospital keeps its labels, and how it writes them."""
+
+    file: LocalPath
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] = ","
+    join: Annotated[dict[Keyword, str], Field(min_length=1)]  # DICOM keyword -> column of the file
+    value: str  # the column that holds the label
+    words: Annotated[dict[str, str], Field(min_length=1)]  # this hospital's word -> the study's class
+
+    @field_validator("join")
+    @classmethod
+    def _known_keywords(cls, join: dict[str, str]) -> dict[str, str]:
+        from pydicom.datadict import tag_for_keyword
+
+        unknown = [keyword for keyword in join if tag_for_keyword(keyword) is None]
+        if unknown:
+            raise ValueError(f"{unknown[0]!r} is not a DICOM keyword")
+        return join
+
+
+class Data(Settings):
+    """What this hospital trains on."""
+
+    root: LocalPath
+    modality: Annotated[list[str], Field(min_length=1)]
+    salt: Annotated[str, Field(min_length=16)]
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    burned_in: Literal["refuse", "allow-unmarked"] = "refuse"
+    labels: Labels
+
+
+class Policy(Settings):
+    """What may leave this hospital."""
+
+    studies: list[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}(@[0-9a-f]{64})?$")]]
+    tasks: list[str]
+    metrics: list[MetricName]
+    min_patients: Annotated[int, Field(ge=1)]
+    min_evaluated: Annotated[int, Field(ge=1)] | None = (
+        None  # patients behind a metric; min_patients if absent
+    )
+    counts: Literal["banded", "exact"] = "banded"
+    decimals: Annotated[int, Field(ge=0, le=6)] = 3
+    max_rounds: Annotated[int, Field(ge=1)]
+    max_bytes: Annotated[ByteSize, Field(ge=1)]
+    clip: Annotated[float, Field(gt=0)]
+    noise: Annotated[float, Field(ge=0)] = 0.0
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    max_epsilon: Annotated[float, Field(gt=0)] | None = None
+
+
+class Run(Settings):
+    """This machine."""
+
+    work: LocalPath
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Annotated[int, Field(ge=1)] = 1
+
+
+class Site(Settings):
+    """One hospital: its name, key, data, policy and machine."""
+
+    name: Name
+    key: LocalPath
+    data: Data
+    policy: Policy
+    run: Run

@@ -1,0 +1,175 @@
+"""Cases as tensors: each image is decoded and prepared once, kept on disk, and memory-mapped after.
+
+The cache lies in the site's work folder, readable by its owner only: one file of equal rows, float32,
+and an SQLite index that says which file of which size and age became which row. Another preparation
+(size, window) is another folder; a changed file is prepared anew; new files are appended.
+"""
+
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from models.errors import DataError
+from models.ledger.canonical import canonical, digest
+from models.plan import Classification
+from models.tasks import Task
+from silos.cohort import Cohort
+from silos.dicom.decode import read_image
+
+UNREADABLE = "pixels unreadable"
+
+_VERSION = 1  # of the arithmetic between file and row; raise it when that changes
+_BATCH = 256  # images between two commits
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Prepared images of one side of a cohort.
+
+    Attributes:
+        store: All rows of the cache, `(N, 1, h, w)` float32, memory-mapped.
+        rows: Which of them are this side's, `(n,)` int64.
+        targets: Their classes, `(n,)` int64.
+    """
+
+    store: npt.NDArray[np.float32]
+    rows: npt.NDArray[np.int64]
+    targets: npt.NDArray[np.int64]
+
+    def take(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Copies of some images, `(len(rows), 1, h, w)` float32."""
+        return np.asarray(self.store[self.rows[rows]])
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A cohort whose every case has been read: the images to train on, and those held out."""
+
+    cohort: Cohort
+    train: Prepared
+    held_out: Prepared
+
+
+def prepare(
+    cohort: Cohort,
+    root: Path,
+    cache: Path,
+    settings: Classification,
+    task: Task,
+    progress: Callable[[int, int], None] | None = None,
+) -> Dataset:
+    """Decode what is not yet in the cache, and open it.
+
+    Args:
+        cohort: The cases; those whose pixels cannot be read are left out and counted.
+        root: Folder that the cases' paths are relative to.
+        cache: Folder of all caches of this site.
+        settings: The study's task.
+        task: Prepares one image.
+        progress: Called with (images done, images in all) of those not yet in the cache.
+
+    Raises:
+        DataError: The cache cannot be written.
+    """
+    folder = cache / _name(settings)
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with closing(_open_index(folder / "index.sqlite")) as index:
+            _fill(index, folder / "images.f32", cohort, root, settings, task, progress)
+            known = _known(index)
+    except (OSError, sqlite3.Error) as error:
+        raise DataError(
+            f"run.work: the image cache {folder} cannot be written: {error}",
+            "free space or correct its permissions",
+        ) from error
+    shape = (-1, 1, *settings.size)
+    data = folder / "images.f32"
+    store = (
+        np.memmap(data, dtype="<f4", mode="r").reshape(shape)
+        if data.exists() and data.stat().st_size
+        else np.zeros((0, 1, *settings.size), np.float32)
+    )
+    failed = {path: UNREADABLE for path in cohort.cases["path"] if known[path] is None}
+    cohort = cohort.without(failed)
+    return Dataset(cohort, _side(cohort, False, store, known), _side(cohort, True, store, known))
+
+
+def _side(
+    cohort: Cohort, held_out: bool, store: npt.NDArray[np.float32], known: dict[str, int | None]
+) -> Prepared:
+    cases = cohort.side(held_out)
+    rows = np.array([known[path] for path in cases["path"]], dtype=np.int64)
+    return Prepared(store, rows, cases["target"].to_numpy().astype(np.int64))
+
+
+def _name(settings: Classification) -> str:
+    """The folder of one preparation: whatever changes a row changes this."""
+    what = settings.model_dump(mode="json", include={"name", "size", "percentiles", "window"})
+    return digest(canonical([_VERSION, what]))[:16]
+
+
+def _open_index(path: Path) -> sqlite3.Connection:
+    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    index = sqlite3.connect(path)
+    index.execute(
+        "CREATE TABLE IF NOT EXISTS images (path TEXT PRIMARY KEY, size INT, mtime_ns INT, row INT)"
+    )
+    return index
+
+
+def _known(index: sqlite3.Connection) -> dict[str, int | None]:
+    return dict(index.execute("SELECT path, row FROM images"))
+
+
+def _fill(
+    index: sqlite3.Connection,
+    data: Path,
+    cohort: Cohort,
+    root: Path,
+    settings: Classification,
+    task: Task,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Append every case that is not in the cache as it is on disk now."""
+    present = set(index.execute("SELECT path, size, mtime_ns FROM images"))
+    columns = cohort.cases[["path", "size", "mtime_ns"]].itertuples(index=False, name=None)
+    wanted = [(str(path), int(size), int(age)) for path, size, age in columns]
+    missing = [case for case in wanted if case not in present]
+    if not missing:
+        return
+    row_bytes = 4 * settings.size[0] * settings.size[1]
+    (count,) = index.execute("SELECT COALESCE(MAX(row) + 1, 0) FROM images").fetchone()
+    with open(os.open(data, os.O_CREAT | os.O_RDWR, 0o600), "r+b") as file:
+        file.truncate(count * row_bytes)  # rows that an interrupted run wrote but did not index
+        file.seek(0, os.SEEK_END)
+        for start in range(0, len(missing), _BATCH):
+            batch = missing[start : start + _BATCH]
+            entries = []
+            for (path, size, age), image in zip(batch, _images(batch, root, task), strict=True):
+                if image is not None:
+                    file.write(np.ascontiguousarray(image, "<f4").tobytes())
+                entries.append((path, size, age, None if image is None else count))
+                count += image is not None
+            file.flush()
+            os.fsync(file.fileno())
+            with index:
+                index.executemany("INSERT OR REPLACE INTO images VALUES (?, ?, ?, ?)", entries)
+            if progress:
+                progress(min(start + _BATCH, len(missing)), len(missing))
+
+
+def _images(
+    batch: list[tuple[str, int, int]], root: Path, task: Task
+) -> Iterator[npt.NDArray[np.float32] | None]:
+    """Each image as a row, or None where its pixels cannot be read."""
+    for path, _, _ in batch:
+        try:
+            yield task.prepare(read_image(root / path))
+        except DataError:
+            yield None

@@ -1,0 +1,279 @@
+"""Finds the usable images below a folder, and counts what was left out and why.
+
+    found = scan(Path("/srv/dicom"), Path("work/index.sqlite"), modality=["MR"], attributes=["StudyDate"])
+    found.instances     # one row per usable image
+    found.left_out      # {"wrong modality": 14, "truncated": 1}
+
+Any shape of folder will do: a file is DICOM by what it holds, not by its name. Only headers are read, and of
+those only `ATTRIBUTES` and what the site joins its labels on. A file that has not changed since the last
+scan is not opened again; an interrupted scan goes on where it stopped. The folder is never written to.
+
+No file can stop a scan. What a hospital's own settings decide (modality, burned-in text) is decided anew
+on every scan from the index, so that changing them needs no reading.
+"""
+
+import os
+import sqlite3
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+from pydicom.datadict import dictionary_VR
+
+from models.errors import DataError
+from silos.dicom import index as store
+from silos.dicom.decode import Reason, Unusable, read_header
+
+ATTRIBUTES = (
+    "SOPInstanceUID",
+    "SeriesInstanceUID",
+    "StudyInstanceUID",
+    "PatientID",
+    "AccessionNumber",
+    "InstanceNumber",
+    "Modality",
+    "TransferSyntaxUID",
+    "SOPClassUID",
+    "ImageType",
+    "ConversionType",
+    "BurnedInAnnotation",
+    "Manufacturer",
+    "ManufacturerModelName",
+    "Rows",
+    "Columns",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "BitsAllocated",
+    "BitsStored",
+    "PixelRepresentation",
+    "NumberOfFrames",
+    "PixelSpacing",
+    "SliceThickness",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "FrameOfReferenceUID",
+)
+"""Every attribute that is read of a header; a site adds only what joins its labels."""
+
+BATCH = 256  # files between two commits; an interrupted scan reads at most these again
+
+_NO_TEXT = {"SQ", "OB", "OD", "OF", "OL", "OV", "OW", "UN"}
+_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # and its multi-frame variants below it
+_SCREENS = {"SCREENSAVE", "SCREENSHOT", "SCREENCAPTURE", "SECONDARYCAPTURE"}
+# Modalities whose machines write names into the picture, and do not always say so.
+_OFTEN_BURNED_IN = ("US", "XA", "RF", "ES", "XC", "OT")
+_AGAIN = -1  # as a time of change: open it again at the next scan, since the trouble may pass
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """What a scan found.
+
+    Attributes:
+        instances: One row per usable image: `path` below the root, `size` (bytes), `mtime_ns`, and every
+            attribute as text ("" where absent), sorted by series, then instance number.
+        left_out: Reason -> number of files.
+        files: Files below the root; the usable and the left out add up to it.
+        opened: Files that were opened this time, because they were new or had changed.
+    """
+
+    instances: pd.DataFrame
+    left_out: dict[str, int]
+    files: int
+    opened: int
+
+    @property
+    def series(self) -> pd.DataFrame:
+        """One row per series, by SeriesInstanceUID: StudyInstanceUID, PatientID, Modality, `images`."""
+        return self.instances.groupby("SeriesInstanceUID", sort=False).agg(
+            StudyInstanceUID=("StudyInstanceUID", "first"),
+            PatientID=("PatientID", "first"),
+            Modality=("Modality", "first"),
+            images=("path", "size"),
+        )
+
+
+def scan(
+    root: Path,
+    index: Path,
+    *,
+    modality: Sequence[str],
+    attributes: Sequence[str] = (),
+    burned_in: Literal["refuse", "allow-unmarked"] = "refuse",
+    progress: Callable[[int, int], None] | None = None,
+) -> Scan:
+    """Bring the index up to date with the folder, and sort out the usable images.
+
+    Args:
+        root: The folder with DICOM; only ever read.
+        index: The SQLite file that remembers; must lie outside `root`.
+        modality: The modalities that may be used, such as `["MR"]`. Naming OT or SC here is the only way
+            to let images of that modality pass as more than a screenshot.
+        attributes: Further DICOM keywords to read, of text or numbers.
+        burned_in: What to do with modalities that often have text in the picture (ultrasound, angiography,
+            fluoroscopy, endoscopy, photographs, other) when an image does not say whether it has.
+        progress: Called with (files known, files in all) as the scan goes on.
+
+    Returns:
+        The usable images and the number of all others by reason.
+
+    Raises:
+        DataError: `root` is missing, no folder, unreadable or empty; `index` lies inside it or cannot be
+            written; an attribute is none that can be read as text.
+    """
+    root, index = root.resolve(), index.absolute()
+    _check(root, index, attributes)
+    columns = [*ATTRIBUTES, *sorted(set(attributes) - set(ATTRIBUTES))]
+    files = dict(sorted(_walk(root)))
+    if not files:
+        raise DataError(f"data.root: {root} holds no file", "point it at the folder with the DICOM files")
+    try:
+        with closing(store.open_index(index, root, columns)) as database:
+            opened = _update(database, root, files, columns, progress)
+            rows = store.read(database)
+    except sqlite3.Error as error:
+        raise DataError(
+            f"run.work: {index}: {error}", "let one scan run at a time; if it stays, delete the file"
+        ) from error
+    rows["reason"] = _reasons(rows, modality, burned_in)
+    counts = rows["reason"].value_counts()
+    left_out = {reason.value: int(counts[reason]) for reason in Reason if reason in counts}
+    usable = rows[rows["reason"] == ""].drop(columns="reason")
+    number = pd.to_numeric(usable["InstanceNumber"], errors="coerce")
+    order = usable.assign(_number=number).sort_values(
+        ["SeriesInstanceUID", "_number", "SOPInstanceUID"], kind="stable"
+    )
+    return Scan(order.drop(columns="_number").reset_index(drop=True), left_out, len(files), opened)
+
+
+def _check(root: Path, index: Path, attributes: Sequence[str]) -> None:
+    if not root.exists():
+        raise DataError(f"data.root: {root} does not exist", "correct the path, or mount the folder")
+    if not root.is_dir():
+        raise DataError(f"data.root: {root} is not a folder", "point it at the folder with the DICOM files")
+    try:
+        os.scandir(root).close()
+    except OSError as error:
+        raise DataError(f"data.root: {root}: {error.strerror}", "let this user read the folder") from error
+    if index.resolve().is_relative_to(root):
+        raise DataError(f"run.work: {index} lies inside data.root", "keep what we write outside the images")
+    for keyword in attributes:
+        try:
+            vr = dictionary_VR(keyword)
+        except (KeyError, ValueError):
+            vr = "UN"
+        if not _NO_TEXT.isdisjoint(vr.split(" or ")):
+            raise DataError(
+                f"data.labels.join: {keyword} is no DICOM attribute of text or numbers", "name another"
+            )
+
+
+def _walk(root: Path) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Every regular file below the root: its relative path, and its (size, mtime_ns).
+
+    Links are followed, each folder is entered once. A file or folder that cannot be looked at is given with
+    a size that no file has, so that it is opened, fails, and is counted.
+    """
+    seen: set[tuple[int, int]] = set()
+    folders = [""]
+    while folders:
+        folder = folders.pop()
+        try:
+            status = os.stat(root / folder)
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(root / folder) as listing:
+                entries = sorted(listing, key=lambda entry: entry.name, reverse=True)
+        except OSError:
+            yield folder, (-1, _AGAIN)
+            continue
+        for entry in entries:
+            path = os.path.join(folder, entry.name)
+            try:
+                status = entry.stat()
+            except OSError:
+                yield path, (-1, _AGAIN)
+                continue
+            if stat.S_ISDIR(status.st_mode):
+                folders.append(path)
+            elif stat.S_ISREG(status.st_mode):
+                yield path, (status.st_size, status.st_mtime_ns)
+
+
+def _update(
+    database: sqlite3.Connection,
+    root: Path,
+    files: dict[str, tuple[int, int]],
+    columns: Sequence[str],
+    progress: Callable[[int, int], None] | None,
+) -> int:
+    """Read what is new or changed into the index; returns how many files were opened."""
+    known = store.stamps(database)
+    store.forget(database, known.keys() - files.keys())
+    waiting = [path for path, stamp in files.items() if known.get(path) != stamp or stamp[0] < 0]
+    done = len(files) - len(waiting)
+    for first in range(0, len(waiting), BATCH):
+        batch = []
+        for path in waiting[first : first + BATCH]:
+            batch.append(_row(root, path, files[path], columns))
+            done += 1
+            if progress:
+                progress(done, len(files))
+        store.write(database, batch)
+    return len(waiting)
+
+
+def _row(root: Path, path: str, stamp: tuple[int, int], columns: Sequence[str]) -> list[str | int | None]:
+    """What the index remembers of one file."""
+    texts: dict[str, str] = {}
+    reason: Reason | None
+    try:
+        texts, reason = read_header(root / path, columns)
+    except Unusable as error:
+        reason = error.reason
+    except OSError:
+        reason, stamp = Reason.UNREADABLE, (stamp[0], _AGAIN)
+    return [path, *stamp, reason and reason.value, *(texts.get(column, "") for column in columns)]
+
+
+def _reasons(rows: pd.DataFrame, modality: Sequence[str], burned_in: str) -> pd.Series:
+    """Why each row is left out; "" if it is not. The first reason that applies is the one that counts."""
+    known = rows["reason"]
+    flawed_picture = known.isin([Reason.COLOUR, Reason.SEVERAL_FRAMES, Reason.PIXELS])
+    readable = (known == "") | flawed_picture
+    kind, series = rows["Modality"], rows["SeriesInstanceUID"]
+    several = kind[readable & (series != "")].groupby(series).nunique() > 1
+    unmarked = ~rows["BurnedInAnnotation"].str.upper().isin(["YES", "NO"])
+    risky = unmarked & kind.isin(_OFTEN_BURNED_IN) & (burned_in == "refuse")
+
+    reasons = known.where(~readable, "")
+    for reason, applies in (
+        (Reason.SEVERAL_MODALITIES, series.isin(several[several].index)),
+        (Reason.SECONDARY_CAPTURE, _is_capture(rows, modality)),
+        (Reason.MODALITY, ~kind.isin(list(modality))),
+        (Reason.BURNED_IN, (rows["BurnedInAnnotation"].str.upper() == "YES") | risky),
+    ):
+        reasons = reasons.mask((reasons == "") & applies, reason.value)
+    reasons = reasons.mask((reasons == "") & flawed_picture, known)
+    usable = rows.loc[(reasons == "") & (rows["SOPInstanceUID"] != ""), "SOPInstanceUID"]
+    reasons[usable.index[usable.duplicated()]] = Reason.DUPLICATE.value
+    return reasons
+
+
+def _is_capture(rows: pd.DataFrame, modality: Sequence[str]) -> pd.Series:
+    """Screenshots and scanned paper, by SOP class, conversion type, image type or modality."""
+    words = rows["ImageType"].str.upper().str.replace("[ _-]", "", regex=True).str.split("\\")
+    captured = words.map(lambda several: not _SCREENS.isdisjoint(several)).astype(bool)
+    sop_class = rows["SOPClassUID"]
+    return (
+        (sop_class == _SECONDARY_CAPTURE)
+        | sop_class.str.startswith(_SECONDARY_CAPTURE + ".")
+        | (rows["ConversionType"] != "")
+        | captured
+        | rows["Modality"].isin({"OT", "SC"} - set(modality))
+    )

@@ -1,0 +1,240 @@
+"""The one door: everything that leaves a hospital is made here, from what its own policy allows.
+
+Pure functions, no files and no network. `permit` decides whether an order may be followed at all;
+`release` turns an update (or only metrics) into exactly what may leave, with the manifest that lists
+it; `refusal` is all that is said when something is not done. Deny by default: a metric, a study or a
+task that the policy does not name stays inside.
+"""
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from models.errors import IntramuralError, PolicyError, Rule, Unusable
+from models.exchange.documents import Agreement, Examples, Filter, Manifest, Privacy, Refusal, Tensor
+from models.exchange.spec import Spec, Vector, vector_digest
+from models.plan import MetricName
+from silos import privacy
+from silos.config import Policy
+
+BANDS = (1, 6, 11, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000)
+"""Lower ends of the bands in which counts are told; the last band is closed at 1,000,000."""
+
+_LAST = 1_000_000
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a visit produced, before the policy. Never leaves as it is.
+
+    Attributes:
+        base: Digest of the model that it starts from.
+        delta: Difference to the base, `(spec.size,)` float32; None when nothing was trained.
+        patients: Patients trained on.
+        images: Images trained on.
+        evaluated_patients: Patients behind the metrics.
+        evaluated_images: Images behind the metrics.
+        metrics: Every number that was measured.
+    """
+
+    base: str
+    delta: Vector | None
+    patients: int
+    images: int
+    evaluated_patients: int
+    evaluated_images: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Release:
+    """What may leave: the manifest, and the arrays that it lists."""
+
+    manifest: Manifest
+    vector: Vector | None
+
+
+def permit(policy: Policy, agreement: Agreement, approved: str | None, rounds_done: int) -> None:
+    """Whether an order under this agreement may be followed.
+
+    Args:
+        policy: This hospital's.
+        agreement: What the order comes with.
+        approved: Digest of the agreement approved before under this study's name, if any.
+        rounds_done: Rounds of this study that this hospital already released, this one excluded.
+
+    Raises:
+        PolicyError: It may not.
+    """
+    plan, study = agreement.plan, agreement.study
+    entries = [entry.partition("@") for entry in policy.studies]
+    digests = [pinned for name, _, pinned in entries if name == plan.name]
+    if not digests:
+        raise PolicyError(
+            Rule.STUDY_NOT_APPROVED,
+            f"policy.studies: does not name {plan.name!r}",
+            f'to take part, add "{plan.name}@{study}" to policy.studies',
+        )
+    pinned = [value for value in digests if value]
+    allowed = pinned or ([approved] if approved else [study])
+    if study not in allowed:
+        raise PolicyError(
+            Rule.STUDY_CHANGED,
+            f"study {plan.name!r} has digest {study}, approved was {allowed[0]}",
+            "ask the coordinator what changed; to approve it, name the new digest in policy.studies",
+        )
+    if plan.task.name not in policy.tasks:
+        raise PolicyError(Rule.TASK, f"policy.tasks: does not name {plan.task.name!r}")
+    if rounds_done >= policy.max_rounds:
+        raise PolicyError(
+            Rule.MAX_ROUNDS,
+            f"policy.max_rounds: {rounds_done} rounds were released, the limit is {policy.max_rounds}",
+        )
+    spent = _epsilon(policy, rounds_done + 1)
+    if policy.max_epsilon is not None and (spent is None or spent > policy.max_epsilon):
+        raise PolicyError(
+            Rule.EPSILON,
+            f"policy.max_epsilon: the next round would spend {spent}, the limit is {policy.max_epsilon}",
+            "raise policy.noise or policy.max_epsilon, or end the study here",
+        )
+
+
+def require_patients(policy: Policy, patients: int) -> None:
+    """Refuse to train on fewer patients than the policy says.
+
+    Raises:
+        PolicyError: Too few.
+    """
+    if patients < policy.min_patients:
+        raise PolicyError(
+            Rule.MIN_PATIENTS,
+            f"policy.min_patients: {patients} patients can be trained on, at least {policy.min_patients} are required",
+            "wait for more patients; a lower limit makes each of them easier to recognise in the update",
+        )
+
+
+def release(
+    policy: Policy,
+    agreement: Agreement,
+    update: Update,
+    spec: Spec,
+    *,
+    rounds: int,
+    secret: bytes,
+    software: Mapping[str, str],
+) -> Release:
+    """Make of an update exactly what may leave.
+
+    Args:
+        policy: This hospital's.
+        agreement: The approved study.
+        update: What the visit produced.
+        spec: Layout of the arrays.
+        rounds: Rounds of this study released, this one included.
+        secret: Key of the noise.
+        software: Names and versions to report.
+
+    Raises:
+        PolicyError: Too few patients, or more bytes than allowed.
+        Unusable: The update holds NaN or infinity.
+    """
+    plan = agreement.plan
+    metrics, withheld = _metrics(policy, update, plan.metrics)
+    told = Manifest(
+        base=update.base,
+        spec=spec.digest,
+        metrics=metrics,
+        withheld=withheld,
+        evaluated=_count(policy, "images", update.evaluated_images) if metrics else None,
+        software=dict(software),
+    )
+    if update.delta is None:
+        return Release(told, None)
+
+    require_patients(policy, update.patients)
+    if not np.isfinite(update.delta).all():
+        raise Unusable("training gave NaN or infinity", "lower training.learning_rate in the study")
+    vector = privacy.clip(update.delta, policy.clip)
+    filters = [Filter(name="clip", bound=policy.clip)]
+    if policy.noise > 0:
+        sd = policy.noise * policy.clip
+        vector = privacy.add_noise(vector, sd, secret)
+        filters.append(Filter(name="noise", sd=sd))
+    if vector.nbytes > policy.max_bytes:
+        raise PolicyError(
+            Rule.MAX_BYTES,
+            f"policy.max_bytes: the update has {vector.nbytes} bytes, the limit is {policy.max_bytes}",
+        )
+    spent = _epsilon(policy, rounds)
+    manifest = told.model_copy(
+        update={
+            "digest": vector_digest(spec.digest, vector),
+            "norm": privacy.norm(vector),
+            "tensors": _tensors(spec, vector),
+            "filters": filters,
+            "examples": _weight(policy, plan.weights, update),
+            "privacy": None if spent is None else Privacy(epsilon=round(spent, 6), delta=policy.delta),
+        }
+    )
+    return Release(manifest, vector)
+
+
+def refusal(error: BaseException) -> Refusal:
+    """All that is said of an error: its class's word. A foreign exception has none but "internal"."""
+    return Refusal(code=error.wire_code if isinstance(error, IntramuralError) else IntramuralError.code)
+
+
+def band(count: int) -> tuple[int, int]:
+    """The closed band that a count lies in; 0 is a band of its own."""
+    if count <= 0:
+        return 0, 0
+    ends = [*BANDS[1:], _LAST + 1]
+    return next(((low, end - 1) for low, end in zip(BANDS, ends, strict=True) if count < end), (_LAST, _LAST))
+
+
+def _weight(policy: Policy, weights: str, update: Update) -> Examples:
+    if weights == "equal":
+        return Examples(unit="silos", low=1, high=1)
+    return _count(policy, weights, update.patients if weights == "patients" else update.images)
+
+
+def _count(policy: Policy, unit: str, count: int) -> Examples:
+    low, high = (count, count) if policy.counts == "exact" else band(count)
+    return Examples.model_validate({"unit": unit, "low": low, "high": high})
+
+
+def _metrics(
+    policy: Policy, update: Update, wanted: list[MetricName]
+) -> tuple[dict[MetricName, float], list[MetricName]]:
+    """The metrics that may leave, rounded, and the names of those asked for that may not."""
+    least = policy.min_patients if policy.min_evaluated is None else policy.min_evaluated
+    enough = update.evaluated_patients >= least
+    metrics: dict[MetricName, float] = {}
+    withheld: list[MetricName] = []
+    for name in sorted(set(wanted)):
+        value = update.metrics.get(name)
+        if name in policy.metrics and enough and value is not None and math.isfinite(value):
+            metrics[name] = round(float(value), policy.decimals)
+        else:
+            withheld.append(name)
+    return metrics, withheld
+
+
+def _tensors(spec: Spec, vector: Vector) -> list[Tensor]:
+    return [
+        Tensor(
+            name=tensor.name,
+            shape=list(tensor.shape),
+            bytes=part.nbytes,
+            sha256=hashlib.sha256(np.ascontiguousarray(part, "<f4").tobytes()).hexdigest(),
+            l2=privacy.norm(part),
+        )
+        for tensor, part in spec.split(vector)
+    ]
+
+
+def _epsilon(policy: Policy, rounds: int) -> float | None:
+    return privacy.epsilon(policy.noise, rounds, policy.delta) if policy.noise > 0 else None

@@ -1,0 +1,107 @@
+"""Filters that an update passes before it leaves: a bound on its length, and noise.
+
+Clipping bounds what one round can move the model. Noise on top of it is the Gaussian mechanism with
+the hospital's whole update as the unit: it hides whether this hospital took part, not one patient of
+it, and neither metrics nor counts. SECURITY.md says what that is worth.
+"""
+
+import math
+
+import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.hmac import HMAC
+
+from models.exchange.spec import Vector
+
+
+def norm(vector: Vector) -> float:
+    """L2 norm, summed in float64."""
+    return float(np.sqrt(np.sum(np.square(vector, dtype=np.float64))))
+
+
+def clip(vector: Vector, bound: float) -> Vector:
+    """Scale an update down to an L2 norm of at most `bound`.
+
+    Args:
+        vector: `(n,)` float32; not changed.
+        bound: Above 0, in units of the parameters.
+
+    Returns:
+        `(n,)` float32; the very same array when it is short enough.
+    """
+    length = norm(vector)
+    if length <= bound:
+        return vector
+    scale = bound / length
+    clipped = (vector * np.float32(scale)).astype(np.float32)
+    while norm(clipped) > bound:  # rounding to float32 may leave it a hair too long
+        scale = np.nextafter(np.float32(scale), np.float32(0), dtype=np.float32)
+        clipped = (vector * scale).astype(np.float32)
+    return clipped
+
+
+def add_noise(vector: Vector, sd: float, secret: bytes) -> Vector:
+    """Add Gaussian noise that only the holder of a secret can reproduce.
+
+    The key of the noise is derived from the secret and from the update itself, as deterministic
+    signatures derive their nonce (RFC 6979): the same update gets the same noise, so that repeating an
+    order cannot average it away, and another update gets independent noise.
+
+    Args:
+        vector: `(n,)` float32; not changed.
+        sd: Standard deviation per element.
+        secret: Known to this hospital only.
+
+    Returns:
+        `(n,)` float32.
+    """
+    if sd == 0:
+        return vector
+    mac = HMAC(secret, SHA256())
+    mac.update(
+        b"intramural noise v1\n" + np.float64(sd).tobytes() + np.ascontiguousarray(vector, "<f4").tobytes()
+    )
+    keystream = Cipher(algorithms.ChaCha20(mac.finalize(), bytes(16)), mode=None).encryptor()
+    half = (vector.size + 1) // 2
+    raw = np.frombuffer(keystream.update(bytes(16 * half)), dtype="<u8") >> np.uint64(11)
+    uniform = (raw.astype(np.float64) + 0.5) / 2.0**53  # in (0, 1), never 0
+    radius, angle = np.sqrt(-2.0 * np.log(uniform[:half])), 2.0 * np.pi * uniform[half:]
+    gaussian = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[: vector.size]
+    return (vector + sd * gaussian).astype(np.float32)
+
+
+def epsilon(noise: float, rounds: int, delta: float) -> float:
+    """Epsilon of `rounds` Gaussian releases, exactly.
+
+    `rounds` releases of sensitivity 1 with noise `noise` compose to one of mu = sqrt(rounds) / noise;
+    delta(epsilon) of it is in closed form (Balle & Wang, ICML 2018; Dong et al., JRSS-B 2022).
+
+    Args:
+        noise: Standard deviation in units of the clipping bound, above 0.
+        rounds: Number of releases, at least 1.
+        delta: Between 0 and 1.
+
+    Returns:
+        The smallest epsilon >= 0 of that delta, to 1e-9.
+    """
+    mu = math.sqrt(rounds) / noise
+
+    def exceeds(candidate: float) -> bool:
+        first = _normal_cdf(mu / 2 - candidate / mu)
+        # e**eps * Phi(-x) underflows long before it matters; the product is taken in logarithms.
+        tail = _normal_cdf(-mu / 2 - candidate / mu)
+        second = math.exp(candidate + math.log(tail)) if tail > 0 else 0.0
+        return first - second > delta
+
+    low, high = 0.0, 1.0
+    while exceeds(high):
+        high *= 2
+    while high - low > 1e-9 * max(1.0, high):
+        middle = (low + high) / 2
+        low, high = (middle, high) if exceeds(middle) else (low, middle)
+    return high
+
+
+def _normal_cdf(x: float) -> float:
+    return math.erfc(-x / math.sqrt(2)) / 2

@@ -1,0 +1,187 @@
+"""Local training and evaluation: plain PyTorch on one network, the same on every machine of a type.
+
+`fit` is the local solver of FedAvg (McMahan et al., AISTATS 2017) and, with mu above 0, of FedProx
+(Li et al., MLSys 2020): each step's gradient gets mu * (w - w0) added, the gradient of
+mu/2 * ||w - w0||^2. With mu = 0 nothing is added, so FedProx is then FedAvg to the bit.
+"""
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from models.exchange.spec import Vector
+from models.plan import Training
+from models.tasks import Task
+from models.tasks.flat import FlatNetwork
+
+
+class Images(Protocol):
+    """Prepared images and their classes."""
+
+    @property
+    def targets(self) -> npt.NDArray[np.int64]:
+        """The class of each image, `(n,)` int64."""
+        ...
+
+    def take(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Copies of some images, `(len(rows), 1, h, w)` float32."""
+        ...
+
+
+def device_for(name: str) -> torch.device:
+    """The device of that name; "auto" takes CUDA when there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def seed_for(*parts: object) -> int:
+    """A seed that is the same wherever the same words are given; 63 bits."""
+    text = "/".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def fit(
+    network: FlatNetwork,
+    task: Task,
+    data: Images,
+    training: Training,
+    *,
+    mu: float,
+    seed: int,
+    on_step: Callable[[int, int], None] | None = None,
+) -> Vector:
+    """Train from the network's present weights.
+
+    Args:
+        network: Holds the base model; holds the trained one afterwards.
+        task: Gives loss and augmentation.
+        data: Training images; at least one.
+        training: Length, batch size and optimizer.
+        mu: FedProx's pull towards the base model; 0 for none.
+        seed: Decides order, augmentation and dropout.
+        on_step: Called with (steps done, steps in all).
+
+    Returns:
+        The difference to the base model, `(spec.size,)` float32 on the CPU.
+    """
+    device = network.weights.device
+    base = network.weights.clone()
+    chance = torch.Generator().manual_seed(seed)
+    optimizer = _optimizer(network, training)
+    total = _steps(training, len(data.targets))
+    cuda = [device.index or 0] if device.type == "cuda" else []
+    network.module.train()
+    with torch.random.fork_rng(devices=cuda), _reproducible():
+        torch.manual_seed(seed)
+        for step, rows in enumerate(_batches(len(data.targets), training.batch_size, total, chance), start=1):
+            images = task.augment(torch.from_numpy(data.take(rows)), chance)
+            network.zero_grad()
+            with _precision(device, training):
+                logits = network.module(images.to(device))
+            loss = task.loss(logits.float(), torch.from_numpy(data.targets[rows]).to(device))
+            loss.backward()  # type: ignore[no-untyped-call]
+            add_pull(network, base, mu)
+            optimizer.step()
+            if on_step:
+                on_step(step, total)
+    delta: Vector = (network.weights - base).cpu().numpy()
+    return delta
+
+
+def add_pull(network: FlatNetwork, base: torch.Tensor, mu: float) -> None:
+    """Add FedProx's gradient, mu * (w - w0), to the gradients of one step.
+
+    Args:
+        network: Holds w and its gradients.
+        base: w0, `(spec.size,)` float32.
+        mu: At 0 the gradients are left untouched.
+    """
+    if mu:
+        network.gradient.add_(network.weights - base, alpha=mu)
+
+
+@torch.no_grad()
+def evaluate(network: FlatNetwork, task: Task, data: Images, batch_size: int = 64) -> dict[str, float]:
+    """Metrics of the network's present weights.
+
+    Args:
+        network: Holds the model; not changed.
+        task: Gives the metrics.
+        data: Held-out images; none gives no metrics.
+        batch_size: Images at a time; does not change the result's meaning, but may its last bits.
+
+    Returns:
+        Metrics by name; empty when there are no images.
+    """
+    count = len(data.targets)
+    if count == 0:
+        return {}
+    device = network.weights.device
+    network.module.eval()
+    with _reproducible():
+        logits = torch.cat(
+            [
+                network.module(torch.from_numpy(data.take(rows)).to(device)).float().cpu()
+                for rows in np.split(np.arange(count), range(batch_size, count, batch_size))
+            ]
+        )
+    return task.score(logits, torch.from_numpy(data.targets))
+
+
+def _steps(training: Training, count: int) -> int:
+    if training.steps is not None:
+        return training.steps
+    assert training.epochs is not None
+    return training.epochs * -(-count // training.batch_size)
+
+
+def _batches(
+    count: int, batch_size: int, total: int, chance: torch.Generator
+) -> Iterator[npt.NDArray[np.int64]]:
+    """Rows of `total` batches, epoch after epoch in a new order; the last batch of an epoch may be short."""
+    done = 0
+    while done < total:
+        order = torch.randperm(count, generator=chance).numpy()
+        for start in range(0, count, batch_size):
+            if done == total:
+                return
+            yield np.sort(order[start : start + batch_size])
+            done += 1
+
+
+def _optimizer(network: FlatNetwork, training: Training) -> torch.optim.Optimizer:
+    parameters = [p for p in network.module.parameters() if p.requires_grad]
+    rate, decay = training.learning_rate, training.weight_decay
+    if training.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=rate, momentum=training.momentum, weight_decay=decay)
+    kind = torch.optim.Adam if training.optimizer == "adam" else torch.optim.AdamW
+    return kind(parameters, lr=rate, weight_decay=decay)
+
+
+def _precision(device: torch.device, training: Training) -> contextlib.AbstractContextManager[object]:
+    if training.mixed_precision and device.type == "cuda":
+        return torch.autocast("cuda", dtype=torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _reproducible() -> Iterator[None]:
+    """Deterministic kernels inside, whatever the rest of the process prefers."""
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    benchmark = torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.backends.cudnn.benchmark = benchmark

@@ -1,0 +1,82 @@
+"""Makes DICOM files for the tests of this folder."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from pydicom import uid
+from pydicom.dataset import Dataset, FileMetaDataset
+
+REPOSITORY = Path(__file__).parents[3]
+MR = "1.2.840.10008.5.1.4.1.1.4"
+PLUGINS = {uid.RLELossless: "pylibjpeg", uid.JPEG2000Lossless: "pylibjpeg", uid.JPEGLSLossless: "pyjpegls"}
+NAME = "Hollowbrook^Perpetua"
+
+Make = Callable[..., Path]
+
+
+def make(
+    path: Path, array: NDArray[Any] | None = None, syntax: str = uid.ExplicitVRLittleEndian, **attributes: Any
+) -> Path:
+    """Write an MR image of random 12-bit pixels; `attributes` replace or (None) remove what is in it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if array is None:
+        array = np.random.default_rng(0).integers(0, 4096, (32, 48)).astype(np.uint16)
+    dataset = Dataset()
+    dataset.SOPClassUID = MR
+    dataset.SOPInstanceUID = uid.generate_uid(entropy_srcs=[ascii(path)])
+    dataset.StudyInstanceUID = "1.2.3"
+    dataset.SeriesInstanceUID = "1.2.3.4"
+    dataset.Modality = "MR"
+    dataset.PatientName = NAME
+    dataset.PatientID = "MRN1"
+    dataset.InstanceNumber = 1
+    dataset.Rows, dataset.Columns = array.shape[:2]
+    dataset.SamplesPerPixel = 1
+    dataset.PhotometricInterpretation = "MONOCHROME2"
+    dataset.BitsAllocated = 8 * array.dtype.itemsize
+    dataset.BitsStored = 12 if array.dtype == np.uint16 else dataset.BitsAllocated
+    dataset.HighBit = dataset.BitsStored - 1
+    dataset.PixelRepresentation = int(array.dtype.kind == "i")
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = uid.UID(syntax)
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    big = syntax == uid.ExplicitVRBigEndian
+    if syntax in PLUGINS:
+        dataset.compress(syntax, array, encoding_plugin=PLUGINS[uid.UID(syntax)], generate_instance_uid=False)
+    else:
+        dataset.PixelData = array.astype(array.dtype.newbyteorder(">" if big else "<")).tobytes()
+        dataset["PixelData"].VR = "OB" if array.dtype.itemsize == 1 else "OW"
+    for keyword, value in attributes.items():
+        if value is None:
+            delattr(dataset, keyword)
+        else:
+            setattr(dataset, keyword, value)
+    dataset.save_as(path, enforce_file_format=True)
+    return path
+
+
+@pytest.fixture(name="make")
+def make_fixture() -> Make:
+    return make
+
+
+def _data(variable: str, folder: str) -> Path:
+    path = Path(os.environ.get(variable, REPOSITORY.parent / "shared" / "data" / folder))
+    if not path.is_dir():
+        pytest.skip(f"{variable} names no folder: {path}")
+    return path
+
+
+@pytest.fixture
+def zoo() -> Path:
+    return _data("INTRAMURAL_ZOO", "zoo")
+
+
+@pytest.fixture
+def lgg() -> Path:
+    return _data("INTRAMURAL_LGG", "lgg")

@@ -1,0 +1,326 @@
+"""Pixels come out as they went in, and a hostile file comes out as one exception with a reason."""
+
+import logging
+import pickle
+import struct
+import tracemalloc
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydicom import config, uid
+from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
+from pydicom.sequence import Sequence
+
+from models.errors import DataError
+from silos.dicom.decode import MAX_INFLATED, PLUGINS, Reason, Unusable, read_header, read_image
+from silos.dicom.scan import scan
+
+Make = Callable[..., Path]
+
+LOSSLESS = [
+    uid.ImplicitVRLittleEndian,
+    uid.ExplicitVRLittleEndian,
+    uid.ExplicitVRBigEndian,
+    uid.DeflatedExplicitVRLittleEndian,
+    uid.RLELossless,
+    uid.JPEG2000Lossless,
+    uid.JPEGLSLossless,
+]
+
+
+def noise(dtype: str) -> Any:
+    low, high = (-2000, 2000) if dtype.startswith("i") else (0, 256 if dtype == "u1" else 4096)
+    return np.random.default_rng(1).integers(low, high, (33, 37)).astype(dtype)
+
+
+def refusal(path: Path) -> Reason:
+    with pytest.raises(Unusable, match=path.name) as caught:
+        read_image(path)
+    assert isinstance(caught.value, DataError)
+    return caught.value.reason
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2", "i2"])
+@pytest.mark.parametrize("syntax", LOSSLESS, ids=lambda syntax: syntax.keyword)
+def test_what_was_stored_is_what_is_read(syntax: uid.UID, dtype: str, make: Make, tmp_path: Path) -> None:
+    array = noise(dtype)
+    image = read_image(make(tmp_path / "image", array, syntax))
+    assert image.dtype == np.float32
+    np.testing.assert_array_equal(image, array)
+
+
+def test_every_decoder_that_is_named_is_installed() -> None:
+    from pydicom.pixels.decoders.base import get_decoder
+
+    for syntax, plugin in PLUGINS.items():
+        assert not plugin or plugin in get_decoder(uid.UID(syntax)).available_plugins, syntax
+
+
+def test_rescaled_values_are_in_modality_units(make: Make, tmp_path: Path) -> None:
+    array = noise("u2")
+    path = make(tmp_path / "ct", array, RescaleSlope="0.5", RescaleIntercept="-1024")
+    np.testing.assert_array_equal(read_image(path), array * np.float32(0.5) - 1024)
+
+
+def test_a_modality_lut_is_looked_up(make: Make, tmp_path: Path) -> None:
+    table = Dataset()
+    table.LUTDescriptor = [4, 0, 16]
+    table.ModalityLUTType = "US"
+    table.LUTData = [7, 100, 1000, 30000]
+    table["LUTDescriptor"].VR = table["LUTData"].VR = "US"
+    path = make(
+        tmp_path / "lut", np.array([[0, 1], [2, 9]], np.uint16), ModalityLUTSequence=Sequence([table])
+    )
+    np.testing.assert_array_equal(read_image(path), [[7, 100], [1000, 30000]])
+
+
+@pytest.mark.parametrize(("dtype", "ends"), [("u2", 4095), ("u1", 255), ("i2", -1)])
+def test_monochrome1_is_turned_so_that_larger_is_brighter(
+    dtype: str, ends: int, make: Make, tmp_path: Path
+) -> None:
+    array = noise(dtype)
+    path = make(
+        tmp_path / "cr",
+        array,
+        PhotometricInterpretation="MONOCHROME1",
+        RescaleSlope="2",
+        RescaleIntercept="10",
+    )
+    np.testing.assert_array_equal(read_image(path), (ends - array.astype(int)) * 2 + 10)
+
+
+def test_bits_that_are_not_stored_are_not_read(make: Make, tmp_path: Path) -> None:
+    array = noise("u2")
+    path = make(tmp_path / "overlay", array)
+    content = path.read_bytes()
+    dirty = (array | 0x8000).tobytes()
+    path.write_bytes(content[: -len(dirty)] + dirty)
+    np.testing.assert_array_equal(read_image(path), array)
+
+
+def test_a_file_without_preamble_and_syntax_is_read(make: Make, tmp_path: Path) -> None:
+    array = noise("u2")
+    path = make(tmp_path / "old", array)
+    content = path.read_bytes()
+    path.write_bytes(content[132 + 12 + struct.unpack_from("<I", content, 140)[0] :])
+    assert path.read_bytes().startswith(b"\x08\x00")
+    np.testing.assert_array_equal(read_image(path), array)
+
+
+@pytest.mark.parametrize(("slope", "intercept"), [("1", "1E400"), ("1E300", "0"), ("1E39", "0"), ("0", "1")])
+def test_values_that_are_not_finite_or_all_the_same_are_refused(
+    slope: str, intercept: str, make: Make, tmp_path: Path
+) -> None:
+    path = make(tmp_path / "far")
+    with config.disable_value_validation():
+        make(path, RescaleSlope=slope, RescaleIntercept=intercept)
+    assert refusal(path) == Reason.PIXELS
+
+
+@pytest.mark.parametrize(
+    ("attributes", "reason"),
+    [
+        ({"Rows": 65535, "Columns": 65535}, Reason.TRUNCATED),
+        ({"NumberOfFrames": 100000}, Reason.TRUNCATED),
+        ({"Columns": 49}, Reason.TRUNCATED),
+        ({"Columns": 0}, Reason.PIXELS),
+        ({"BitsAllocated": None}, Reason.PIXELS),
+        ({"BitsStored": 17}, Reason.PIXELS),
+        ({"PixelRepresentation": None}, Reason.PIXELS),
+        ({"PhotometricInterpretation": None}, Reason.PIXELS),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, Reason.COLOUR),
+        ({"PixelData": None}, Reason.NO_IMAGE),
+    ],
+)
+def test_a_header_that_its_pixels_contradict_is_refused(
+    attributes: dict[str, Any], reason: Reason, make: Make, tmp_path: Path
+) -> None:
+    assert refusal(make(tmp_path / "odd", **attributes)) == reason
+
+
+@pytest.mark.parametrize("syntax", [uid.RLELossless, uid.JPEG2000Lossless, uid.JPEGLSLossless])
+@pytest.mark.parametrize(
+    ("rows", "columns"), [(48, 32), (31, 48), (32, 49), (8192, 8192), (65535, 65535)], ids=str
+)
+def test_a_frame_of_another_shape_is_refused_and_never_allocated(
+    syntax: str, rows: int, columns: int, make: Make, tmp_path: Path
+) -> None:
+    path = make(tmp_path / "lies", syntax=syntax, Rows=rows, Columns=columns)
+    if (rows, columns) == (48, 32) and syntax == uid.RLELossless:
+        pytest.skip("run-length code holds a number of pixels, not a shape: 32 x 48 is 48 x 32")
+    tracemalloc.start()
+    try:
+        refusal(path)
+        assert tracemalloc.get_traced_memory()[1] < 5e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_codestream_that_claims_a_huge_frame_is_refused(make: Make, tmp_path: Path) -> None:
+    path = make(tmp_path / "bomb", syntax=uid.JPEG2000Lossless)
+    content = path.read_bytes()
+    at = content.index(b"\xff\x4f\xff\x51") + 8
+    path.write_bytes(content[:at] + struct.pack(">II", 2**31, 2**31) + content[at + 8 :])
+    assert refusal(path) == Reason.PIXELS
+
+
+def test_a_deflated_bomb_is_inflated_no_further_than_the_limit(make: Make, tmp_path: Path) -> None:
+    path = make(tmp_path / "bomb", syntax=uid.DeflatedExplicitVRLittleEndian)
+    head = path.read_bytes()
+    head = head[: 132 + 12 + struct.unpack_from("<I", head, 140)[0]]
+    engine = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    path.write_bytes(head + engine.compress(bytes(4 * MAX_INFLATED)) + engine.flush())
+    assert path.stat().st_size < 300_000
+    tracemalloc.start()
+    try:
+        assert refusal(path) == Reason.UNREADABLE
+        assert tracemalloc.get_traced_memory()[1] < 2.5 * MAX_INFLATED
+    finally:
+        tracemalloc.stop()
+
+
+def nested(depth: int) -> bytes:
+    """An undefined-length sequence within a sequence within..., explicit little endian."""
+    start = b"\x40\x00\x30\xa7SQ\x00\x00\xff\xff\xff\xff" + b"\xfe\xff\x00\xe0\xff\xff\xff\xff"
+    end = b"\xfe\xff\x0d\xe0\x00\x00\x00\x00" + b"\xfe\xff\xdd\xe0\x00\x00\x00\x00"
+    return start * depth + end * depth
+
+
+def test_sequences_nested_without_end_are_refused(make: Make, tmp_path: Path) -> None:
+    path = make(tmp_path / "deep")
+    content = path.read_bytes()
+    at = content.index(b"\xe0\x7f\x10\x00OW")
+    path.write_bytes(content[:at] + nested(20) + content[at:])
+    assert read_image(path).shape == (32, 48)
+    path.write_bytes(content[:at] + nested(5000) + content[at:])
+    assert refusal(path) == Reason.UNREADABLE
+
+
+def test_a_file_cut_anywhere_is_refused_in_words_and_never_crashes(make: Make, tmp_path: Path) -> None:
+    for syntax in (uid.ExplicitVRLittleEndian, uid.DeflatedExplicitVRLittleEndian, uid.JPEG2000Lossless):
+        path = make(tmp_path / "cut", syntax=syntax)
+        content = path.read_bytes()
+        seen = set()
+        for length in range(0, len(content) - 1, 17):
+            path.write_bytes(content[:length])
+            seen.add(refusal(path))
+        assert seen <= {Reason.NOT_DICOM, Reason.TRUNCATED, Reason.NO_IMAGE}
+        assert Reason.TRUNCATED in seen
+
+
+def test_random_damage_is_refused_or_decoded_and_nothing_else_escapes(make: Make, tmp_path: Path) -> None:
+    random = np.random.default_rng(7)
+    content = np.frombuffer(make(tmp_path / "whole").read_bytes(), np.uint8)
+    path, refused = tmp_path / "damaged", 0
+    for _ in range(300):
+        damaged = content.copy()
+        damaged[random.integers(132, 700, 8)] ^= random.integers(1, 256, 8, dtype=np.uint8)
+        path.write_bytes(damaged.tobytes())
+        try:
+            assert np.isfinite(read_image(path)).all()
+        except Unusable:
+            refused += 1
+    assert 0 < refused < 300
+
+
+def test_a_damaged_codestream_is_refused(make: Make, tmp_path: Path) -> None:
+    assert (
+        refusal(
+            make(tmp_path / "junk", syntax=uid.JPEGLSLossless, PixelData=encapsulate([b"no picture at all"]))
+        )
+        == Reason.PIXELS
+    )
+
+
+def test_what_the_libraries_say_of_a_file_goes_nowhere(
+    make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with config.disable_value_validation():
+        odd = make(tmp_path / "odd", SOPInstanceUID="1.2.NOT-A-UID")
+    junk = make(tmp_path / "junk", syntax=uid.JPEGLSLossless, PixelData=encapsulate([b"no picture at all"]))
+    fragile = make(tmp_path / "fragile", syntax=uid.JPEG2000Lossless)
+    content = fragile.read_bytes()
+    fragile.write_bytes(content[:-600] + bytes(550) + content[-50:])
+    caplog.clear()
+    with caplog.at_level(logging.DEBUG):
+        assert read_header(odd, ["SOPInstanceUID"])[0] == {"SOPInstanceUID": "1.2.NOT-A-UID"}
+        refusal(junk)
+        read_image(fragile)
+    assert not caplog.records
+    assert capfd.readouterr() == ("", "")
+    assert not logging.getLogger("pydicom").disabled
+
+
+def test_a_missing_file_is_a_data_error(tmp_path: Path) -> None:
+    assert refusal(tmp_path / "gone") == Reason.UNREADABLE
+
+
+def test_a_refusal_survives_the_way_back_from_a_worker() -> None:
+    error = pickle.loads(pickle.dumps(Unusable("a/b", Reason.PIXELS, "why")))
+    assert (error.reason, str(error), error.wire_code) == (
+        Reason.PIXELS,
+        "a/b: pixels unreadable (why)",
+        "data",
+    )
+
+
+def test_only_the_attributes_asked_for_are_read(make: Make, tmp_path: Path) -> None:
+    path = make(tmp_path / "image", InstanceNumber="007", ImageType=["ORIGINAL", "PRIMARY"])
+    attributes, flaw = read_header(path, ["InstanceNumber", "ImageType", "Modality", "AccessionNumber"])
+    assert flaw is None
+    assert attributes == {
+        "InstanceNumber": "7",
+        "ImageType": "ORIGINAL\\PRIMARY",
+        "Modality": "MR",
+        "AccessionNumber": "",
+    }
+
+
+def test_text_in_another_alphabet_is_read(make: Make, tmp_path: Path) -> None:
+    path = make(tmp_path / "image", SpecificCharacterSet="ISO_IR 192", PatientID="Größe-Ж")
+    assert read_header(path, ["PatientID"])[0] == {"PatientID": "Größe-Ж"}
+
+
+@pytest.mark.zoo
+def test_every_image_of_the_zoo_decodes_or_is_refused(zoo: Path, tmp_path: Path) -> None:
+    decoded, refused = 0, set()
+    for path in sorted(path for path in zoo.rglob("*") if path.is_file()):
+        try:
+            image = read_image(path)
+        except Unusable as error:
+            refused.add(error.reason)
+        else:
+            assert image.ndim == 2
+            assert np.isfinite(image).all()
+            decoded += 1
+    assert decoded > 100
+    assert refused == set(Reason) - {
+        Reason.SEVERAL_MODALITIES,
+        Reason.SECONDARY_CAPTURE,
+        Reason.MODALITY,
+        Reason.BURNED_IN,
+        Reason.DUPLICATE,
+    }
+
+
+@pytest.mark.zoo
+def test_jpeg_lossless_gives_the_pixels_of_the_uncompressed_original(zoo: Path) -> None:
+    original = read_image(zoo / "wam" / "medical.nema.org__compsamples_refanddir__IMAGES__REF__NM1_UNC")
+    np.testing.assert_array_equal(read_image(zoo / "pydicom-data" / "JPEG-LL.dcm"), original)
+    lossy = read_image(zoo / "pydicom-bundled" / "JPGExtended.dcm")
+    assert np.abs(lossy - original).mean() < 0.05 * original.max()
+
+
+@pytest.mark.lgg
+@pytest.mark.parametrize("hospital", ["north", "east", "south", "west", "tiny"])
+def test_images_of_every_hospital_decode(hospital: str, lgg: Path, tmp_path: Path) -> None:
+    root = lgg / hospital / "dicom"
+    found = scan(root, tmp_path / "index", modality=["MR"])
+    brightest = max(read_image(root / path).max() for path in found.instances["path"][::20])
+    assert read_image(root / found.instances["path"][0]).shape == (128, 128)
+    assert brightest > 100
