@@ -138,12 +138,11 @@ class Silo:
         self._approve(agreement)
         if asked.payload != order.base:
             raise StaleBase("the model that came is not the one that the order names")
-        if order.round < max(done, default=0) or done.get(order.round, order.base) != order.base:
+        repeated = order.visit == "train" and done.get(order.round, order.base) != order.base
+        if repeated or order.round < max(done, default=0):
             raise Replayed(f"round {order.round} was answered before, for another model", detail="round")
-        if order.round > agreement.plan.rounds:
-            raise Replayed(
-                f"round {order.round} is beyond the {agreement.plan.rounds} of the plan", detail="round"
-            )
+        if not 1 <= order.round <= agreement.plan.rounds:
+            raise Replayed(f"round {order.round} is none of the plan's", detail="round")
         if self._bench is None or self._bench.study != agreement.study:
             self._bench = None  # before the next one is made: two would not fit a small machine
             self._bench = set_up(self.site, agreement, self._progress)

@@ -40,8 +40,7 @@ Counts = Annotated[Sequence[Count], Field(min_length=1, max_length=8)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
 Widening = Annotated[float, Field(ge=0.125, le=8)]
 
-_GROUPS = 8  # every width of the registered networks is a multiple of it
-_ROOMY = 64  # pixels a side from which no registered network runs out of image
+_GROUPS = 8  # divides every width that the registered networks have by default
 
 
 def densenet121(
@@ -138,8 +137,7 @@ def build_network(settings: Classification, seed: int) -> nn.Module:
     if norm != "batch":
         _replace_batch_norm(network, norm)
     floating_state(network)
-    if min(settings.size) < _ROOMY:
-        _try(network, settings)
+    _try(network, settings)
     return network
 
 
@@ -189,7 +187,7 @@ def _other_norm(batch: _BatchNorm, norm: Norm) -> nn.Module:
 
 
 def _try(network: nn.Module, settings: Classification) -> None:
-    """Run one small empty image through, because pooling can leave nothing of it."""
+    """Run one empty image through, because strides and pooling can leave nothing of it."""
     mode = network.training
     try:
         with torch.no_grad():

@@ -43,11 +43,11 @@ class Scanner:
 def install(rng: np.random.Generator) -> Scanner:
     """Draw a hospital's scanner."""
     return Scanner(
-        gamma=float(np.exp(rng.choice([-1, 1]) * rng.uniform(0.05, 0.3))),
+        gamma=float(np.exp(rng.uniform(-0.15, 0.3))),
         csf=float(rng.uniform(0.05, 0.7)),
         scalp=float(rng.uniform(0.85, 1.1)),
         bias=float(rng.uniform(0.05, 0.3)),
-        noise=float(rng.uniform(0.01, 0.04)),
+        noise=float(rng.uniform(0.01, 0.035)),
         blur=float(rng.uniform(0.004, 0.011)),
         gain=float(rng.uniform(1100, 2300)),
         slope=round(float(rng.uniform(0.4, 3.0)), 3),
@@ -79,7 +79,7 @@ def examine(
     extent[ill] = np.sqrt(1 - np.linspace(-0.7, 0.7, touched) ** 2) if touched > 1 else 1.0
 
     pose = _Pose.draw(rng)
-    lesion = _Blob.draw(rng, radius=rng.uniform(0.19, 0.33), level=rng.uniform(0.30, 0.46))
+    lesion = _Blob.draw(rng, radius=rng.uniform(0.20, 0.34), level=rng.uniform(0.34, 0.50))
     scar = _Blob.draw(rng, radius=rng.uniform(0.15, 0.3), level=-rng.uniform(0.15, 0.30))
     scarred = rng.random() < 0.5
     slices = []

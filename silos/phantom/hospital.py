@@ -51,7 +51,7 @@ def write_hospital(
         seed: Another seed gives other people, images, UIDs, key and salt.
         patients: How many, one study each.
         images: Axial slices per patient.
-        size: Rows and columns of a slice, 16 to 1024.
+        size: Rows and columns of a slice, 32 (JPEG 2000 needs as many) to 1024.
         style: Index into `STYLES`; from the name and the seed by default.
         studies: Studies that its policy allows.
 
@@ -65,7 +65,7 @@ def write_hospital(
     for key, value, low, high in (
         ("patients", patients, 1, 100_000),
         ("images", images, 1, 1000),
-        ("size", size, 16, 1024),
+        ("size", size, 32, 1024),
     ):
         if not low <= value <= high:
             raise ConfigError(f"phantom: {key}: must be from {low} to {high} (got {value})", "choose another")

@@ -34,7 +34,8 @@ modality = ["MR"]
 salt = {salt}
 # Share of the patients kept for evaluation; none of their images is ever trained on.
 held_out = {held_out}
-# Images with text burned into them are left out; of kinds that often have it, so are those that do not deny it.
+# Images with text burned into them are left out; of kinds that often have it, also those that
+# do not deny it.
 burned_in = "refuse"
 
 [data.labels]

@@ -157,7 +157,7 @@ def test_the_styles_bring_every_lossless_transfer_syntax_and_several_ways_to_nam
     syntaxes: set[UID] = set()
     joins, delimiters, words, depths, endings = set(), set(), set(), set(), set()
     for style in ALL_STYLES:
-        write_hospital(tmp_path / str(style), name="north", patients=1, images=1, size=16, style=style)
+        write_hospital(tmp_path / str(style), name="north", patients=1, images=1, size=32, style=style)
         labels = Site.load(tmp_path / str(style) / "site.toml").data.labels
         joins.add(tuple(labels.join))
         delimiters.add(labels.delimiter)
@@ -199,14 +199,14 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("style", ALL_STYLES)
 def test_the_same_name_and_seed_write_the_same_bytes_key_included(tmp_path: Path, style: int) -> None:
     for folder in ("one", "two"):
-        write_hospital(tmp_path / folder, name="north", seed=3, patients=2, images=2, size=16, style=style)
+        write_hospital(tmp_path / folder, name="north", seed=3, patients=2, images=2, size=32, style=style)
     assert bytes_of(tmp_path / "one") == bytes_of(tmp_path / "two")
 
 
 @pytest.mark.parametrize("other", [{"name": "north", "seed": 4}, {"name": "south", "seed": 3}])
 def test_another_seed_or_name_shares_no_person_uid_image_key_or_salt(tmp_path: Path, other: dict) -> None:
-    write_hospital(tmp_path / "a", name="north", seed=3, patients=3, images=2, size=16, style=0)
-    write_hospital(tmp_path / "b", patients=3, images=2, size=16, style=0, **other)
+    write_hospital(tmp_path / "a", name="north", seed=3, patients=3, images=2, size=32, style=0)
+    write_hospital(tmp_path / "b", patients=3, images=2, size=32, style=0, **other)
     kept = []
     for folder in (tmp_path / "a", tmp_path / "b"):
         site = Site.load(folder / "site.toml")
@@ -225,13 +225,13 @@ def test_the_name_and_seed_choose_a_style_when_none_is_given(tmp_path: Path) -> 
     makers = set()
     for seed in range(12):
         folder = tmp_path / str(seed)
-        write_hospital(folder, name="north", seed=seed, patients=1, images=1, size=16)
+        write_hospital(folder, name="north", seed=seed, patients=1, images=1, size=32)
         makers |= {image.ManufacturerModelName for image in read_all(folder).values()}
     assert len(makers) >= 3
 
 
 def test_the_policy_allows_the_studies_that_were_named_and_no_other(tmp_path: Path) -> None:
-    path = write_hospital(tmp_path / "a", name="a", patients=1, images=1, size=16, studies=["one", "two"])
+    path = write_hospital(tmp_path / "a", name="a", patients=1, images=1, size=32, studies=["one", "two"])
     assert Site.load(path).policy.studies == ["one", "two"]
 
 
@@ -239,7 +239,7 @@ def test_the_policy_allows_the_studies_that_were_named_and_no_other(tmp_path: Pa
 def test_a_quarter_of_the_patients_is_held_out_so_that_a_demo_can_always_evaluate(
     tmp_path: Path, seed: int
 ) -> None:
-    site = Site.load(write_hospital(tmp_path / "a", name="a", seed=seed, images=1, size=16, style=0))
+    site = Site.load(write_hospital(tmp_path / "a", name="a", seed=seed, images=1, size=32, style=0))
     people = {image.PatientID for image in read_all(tmp_path / "a").values()}
     hashes = [cohort.patient_hash(site.data.salt, patient) for patient in people]
     assert sum(cohort.is_held_out(patient, site.data.held_out) for patient in hashes) == 6
@@ -262,7 +262,7 @@ def test_a_folder_that_holds_something_is_left_as_it_is(tmp_path: Path) -> None:
         {"studies": ["Not A Study"]},
         {"patients": 0},
         {"images": 0},
-        {"size": 8},
+        {"size": 16},
         {"style": len(STYLES)},
         {"style": -1},
     ],
@@ -274,7 +274,7 @@ def test_an_impossible_argument_is_refused_before_anything_is_written(tmp_path: 
 
 
 def test_nearly_half_of_the_images_show_a_lesion_and_some_patients_have_none(tmp_path: Path) -> None:
-    write_hospital(tmp_path / "north", name="north", style=0, size=16)
+    write_hospital(tmp_path / "north", name="north", style=0, size=32)
     ill = {}
     for image, label in joined(tmp_path / "north"):
         ill.setdefault(image.PatientID, []).append(label == "lesion")

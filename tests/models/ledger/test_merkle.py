@@ -151,6 +151,17 @@ def test_a_forged_consistency_proof_is_refused(data: st.DataObject, new: int, ho
     assert not verify_consistency(old, new, *forged)
 
 
+def test_a_proof_for_a_tree_of_another_depth_is_refused() -> None:
+    first, second = TREE_LEAVES[:2]
+    assert verify_inclusion(second, 1, 2, [first], TREE.root(2))
+    assert not verify_inclusion(second, 0, 1, [first], TREE.root(2))
+    assert verify_inclusion(first, 0, 2, [second], TREE.root(2))
+    assert not verify_inclusion(first, 0, 4, [second], TREE.root(2))
+    proof = TREE.consistency(2, 4)
+    assert verify_consistency(2, 4, TREE.root(2), TREE.root(4), proof)
+    assert not verify_consistency(2, 8, TREE.root(2), TREE.root(4), proof)
+
+
 def test_a_changed_past_has_no_proof() -> None:
     forked = grown([*TREE_LEAVES[:40], leaf_hash(b"rewritten"), *TREE_LEAVES[41:]])
     for old in range(41, SIZE):

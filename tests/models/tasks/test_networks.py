@@ -150,9 +150,22 @@ def test_a_wrong_argument_is_named_with_those_that_would_do(name: str, argument:
     assert "pretrained" not in caught.value.hint
 
 
-def test_an_image_size_that_a_network_cannot_take_is_refused_when_it_is_built() -> None:
-    with pytest.raises(ConfigError, match=r"task\.size: 8 x 8 pixels are too few for densenet121"):
-        build_network(settings("densenet121", size=8), seed=1)
+@pytest.mark.parametrize(
+    ("name", "size", "arguments"),
+    [
+        ("densenet121", 8, {}),
+        ("densenet121", 64, {"block_config": [1] * 7}),
+        ("cnn", 64, {"channels": [8] * 7, "norm": "instance"}),
+    ],
+)
+def test_an_image_size_that_a_network_cannot_take_is_refused_when_it_is_built(
+    name: str, size: int, arguments: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigError, match=rf"task\.size: {size} x {size} pixels are too few for {name}"):
+        build_network(settings(name, size=size, **arguments), seed=1)
+
+
+def test_the_smallest_size_is_enough_for_the_small_network() -> None:
     assert build_network(settings("cnn", size=8), seed=1).training
 
 

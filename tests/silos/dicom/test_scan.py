@@ -267,6 +267,7 @@ RGB = np.zeros((4, 4, 3), np.uint8)
     [
         (Reason.NOT_DICOM, {}, text),
         (Reason.NOT_DICOM, {}, compressed),
+        (Reason.NOT_DICOM, {}, lambda path: path.write_bytes(b"\x08\x00 begins like one" * 50)),
         (Reason.NOT_DICOM, {}, lambda path: path.write_bytes(b"")),
         (Reason.TRUNCATED, {}, lambda path: cut(path, 2)),
         (Reason.TRUNCATED, {}, lambda path: cut(path, 32 * 48 * 2 + 30)),

@@ -1,0 +1,40 @@
+# make demo    the demonstration; make demo DATA=DIR runs it on DIR/*/site.toml under DIR/study*.toml
+# make test    the tests
+# make check   format, lint, types, import contracts
+# make bench   what the exchange costs beside the training, measured side by side
+# Each target makes the environment it needs: Python's own venv and pip, in .venv.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup demo test check bench clean
+
+setup: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[silo,dev]'
+	touch $@
+
+demo: setup
+ifdef DATA
+	$(BIN)/python scripts/demo.py --data '$(DATA)'
+else
+	rm -rf demo
+	$(BIN)/python scripts/demo.py
+endif
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup
+	$(BIN)/python scripts/bench.py
+
+clean:
+	rm -rf .venv demo

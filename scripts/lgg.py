@@ -1,0 +1,347 @@
+"""Is it worth it? Real brain MR of five hospitals: alone, federated, and pooled, over several seeds.
+
+    python scripts/lgg.py --data ../shared/data/lgg --work work/lgg
+
+Five hospitals hold FLAIR slices labelled "tumour" or "none" (see `--data`/README.md for source and licence).
+Each trains under a `site.toml` of its own, written below `--work`; nothing is written to `--data`. The
+smallest, `tiny`, has one patient: its own policy refuses, and the study goes on without it. Compared are
+
+- each hospital alone, on its own patients,
+- FedAvg and FedProx over the four that may train, through the real exchange, gate and ledgers,
+- pooled training, as if the images could be brought together,
+
+all from the same first model and with the same number of gradient steps in all. Every final model is
+evaluated on every hospital's held-out patients. Finished arms are kept, so the script can be stopped and
+run again. It writes `lgg.csv` (one row per arm, seed and hospital) and `lgg.md` (the table) to `--out`.
+"""
+
+import argparse
+import csv
+import json
+import logging
+import multiprocessing
+import shutil
+import statistics
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from aggregator import LocalGrid, Study, run
+from models import tasks
+from models.exchange.documents import Agreement
+from models.exchange.spec import Vector, load_vector
+from models.ledger import Signer
+from models.plan import Plan
+from models.tasks.flat import FlatNetwork
+from silos import training
+from silos.config import Site
+from silos.dataset import Prepared
+from silos.silo import set_up
+
+TRAINING = ("north", "east", "south", "west")
+TINY = "tiny"
+
+LABELS = {
+    "north": 'join = { SOPInstanceUID = "SOPInstanceUID" }\nvalue = "tumour"\nwords = { 1 = "tumour", 0 = "none" }',
+    "east": 'join = { AccessionNumber = "AccessionNumber", InstanceNumber = "InstanceNumber" }\n'
+    'value = "TumorPresent"\nwords = { yes = "tumour", no = "none" }',
+    "south": 'delimiter = ";"\njoin = { PatientID = "patient", InstanceNumber = "slice" }\n'
+    'value = "label"\nwords = { 1 = "tumour", 0 = "none" }',
+    "west": 'join = { SOPInstanceUID = "SOPInstanceUID" }\nvalue = "diagnosis"\n'
+    'words = { glioma = "tumour", none = "none" }',
+    "tiny": 'join = { SOPInstanceUID = "SOPInstanceUID" }\nvalue = "tumour"\nwords = { 1 = "tumour", 0 = "none" }',
+}
+
+SITE = """name = "{name}"
+key = "{name}.key"
+
+[data]
+root = "{data}/{name}/dicom"
+modality = ["MR"]
+salt = "lgg-{name}-patients"
+held_out = 0.33
+
+[data.labels]
+file = "{data}/{name}/labels.csv"
+{labels}
+
+[policy]
+studies = [{studies}]
+tasks = ["classification"]
+metrics = ["loss", "auc", "accuracy"]
+min_patients = 5
+min_evaluated = 2
+max_rounds = 100
+max_bytes = "100 MB"
+clip = 20.0
+
+[run]
+work = "work"
+device = "cpu"
+"""
+
+PLAN = """name = "{name}"
+purpose = "Find slices with tumour in FLAIR brain MR."
+seed = {seed}
+rounds = {rounds}
+min_silos = 4
+weights = "images"
+metrics = ["loss", "auc"]
+
+[task]
+name = "classification"
+classes = ["none", "tumour"]
+modality = ["MR"]
+size = [64, 64]
+percentiles = [1.0, 99.0]
+augment = true
+
+[task.network]
+name = "cnn"
+
+[training]
+epochs = {epochs}
+batch_size = 32
+optimizer = "adam"
+learning_rate = 0.001
+
+[strategy]
+name = "{strategy}"
+{mu}
+"""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train, with one seed."""
+
+    name: str
+    seed: int
+
+    @property
+    def study(self) -> str:
+        """The study's name, for the federated arms."""
+        return f"lgg-{self.name}-{self.seed}"
+
+
+def write_hospitals(options: argparse.Namespace) -> None:
+    """Each hospital's `site.toml` and key; its images are read once, for all arms."""
+    studies = ", ".join(f'"{arm.study}"' for arm in arms(options.seeds))
+    plan = Plan.load(write_plan(options, Arm("fedavg", 0)))
+    for name in (*TRAINING, TINY):
+        folder = options.work / "hospitals" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        text = SITE.format(name=name, data=options.data.resolve(), labels=LABELS[name], studies=studies)
+        (folder / "site.toml").write_text(text)
+        if not (folder / f"{name}.key").exists():
+            Signer.create(folder / f"{name}.key", name)
+        cohort = set_up(Site.load(folder / "site.toml"), _agreement(plan)).data.cohort
+        print(
+            f"{name}: {cohort.patients(False)} patients to train on, {cohort.patients(True)} held out",
+            flush=True,
+        )
+
+
+def hospitals(options: argparse.Namespace, arm: Arm) -> dict[str, Path]:
+    """The hospitals of one arm: a ledger has one writer, and arms run at the same time."""
+    sites = {}
+    for name in (*TRAINING, TINY):
+        folder = options.work / "arms" / arm.study / name
+        if not folder.exists():
+            shutil.copytree(options.work / "hospitals" / name, folder)
+        sites[name] = folder / "site.toml"
+    return sites
+
+
+def write_plan(options: argparse.Namespace, arm: Arm) -> Path:
+    """The study of a federated arm, and the settings of the others."""
+    path = options.work / "plans" / f"{arm.study}.toml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    prox = arm.name == "fedprox"
+    path.write_text(
+        PLAN.format(
+            name=arm.study,
+            seed=arm.seed,
+            rounds=options.rounds,
+            epochs=options.epochs,
+            strategy="fedprox" if prox else "fedavg",
+            mu="mu = 0.01" if prox else "",
+        )
+    )
+    return path
+
+
+@dataclass(frozen=True)
+class Together:
+    """The images of several hospitals as one set."""
+
+    parts: list[Prepared]
+
+    @property
+    def targets(self) -> np.ndarray:
+        """The class of each image."""
+        return np.concatenate([part.targets for part in self.parts])
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Copies of some images."""
+        ends = np.cumsum([len(part.targets) for part in self.parts])
+        part = np.searchsorted(ends, rows, side="right")
+        starts = ends - [len(p.targets) for p in self.parts]
+        return np.stack(
+            [self.parts[p].take(np.array([row - starts[p]]))[0] for p, row in zip(part, rows, strict=True)]
+        )
+
+
+def federate(folder: Path, plan: Path, sites: list[Path]) -> Vector:
+    """Train by the real exchange; `tiny` takes part and refuses."""
+    study = Study.open(folder) if folder.exists() else Study.create(plan, folder)
+    with study, LocalGrid(sites) as grid:
+        outcome = run(study, grid)
+    refused = {silo: code for item in outcome.history.rounds for silo, code in item.refused.items()}
+    assert refused == {TINY: "too-few-patients"}, refused
+    return load_vector(outcome.model, outcome.digest)[1]
+
+
+def train(plan: Plan, parts: list[Prepared], steps: int, seed: int) -> Vector:
+    """Train in one place, from the same first model and for the same number of steps."""
+    task = tasks.task(plan.task)
+    network = FlatNetwork(task.build(plan.seed))
+    data = parts[0] if len(parts) == 1 else Together(parts)
+    length = plan.training.model_copy(update={"epochs": None, "steps": steps})
+    training.fit(network, task, data, length, mu=0.0, seed=seed)
+    return network.weights.numpy().copy()
+
+
+def work_on(job: tuple[Arm, argparse.Namespace]) -> Path:
+    """One arm, from nothing to its row of results on disk."""
+    arm, options = job
+    result = options.work / "results" / f"{arm.study}.json"
+    if result.exists():
+        return result
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    sites = hospitals(options, arm)
+    plan_path = write_plan(options, arm)
+    plan = Plan.load(plan_path)
+    task = tasks.task(plan.task)
+    network = FlatNetwork(task.build(plan.seed))
+    data = {name: set_up(Site.load(sites[name]), _agreement(plan)).data for name in TRAINING}
+    per_round = sum(
+        options.epochs * -(-len(d.train.targets) // plan.training.batch_size) for d in data.values()
+    )
+    steps = options.rounds * per_round
+    if arm.name in ("fedavg", "fedprox"):
+        model = federate(options.work / "studies" / arm.study, plan_path, list(sites.values()))
+    else:
+        names = TRAINING if arm.name == "pooled" else (arm.name,)
+        model = train(
+            plan, [data[name].train for name in names], steps, training.seed_for(arm.seed, arm.name)
+        )
+    network.load(model)
+    scores = {name: training.evaluate(network, task, d.held_out) for name, d in data.items()}
+    result.parent.mkdir(parents=True, exist_ok=True)
+    result.write_text(json.dumps({"arm": arm.name, "seed": arm.seed, "steps": steps, "scores": scores}))
+    print(
+        f"{arm.name} seed {arm.seed}: mean AUC {statistics.mean(s['auc'] for s in scores.values()):.3f}",
+        flush=True,
+    )
+    return result
+
+
+def _agreement(plan: Plan) -> Agreement:
+    """What `set_up` needs of a study that is not run by the exchange."""
+    return Agreement(plan=plan, coordinator_key="", initial="0" * 64, spec="0" * 64)
+
+
+def arms(seeds: list[int]) -> Iterator[Arm]:
+    """Every arm, the longest first."""
+    for seed in seeds:
+        for name in ("fedavg", "fedprox", "pooled", *TRAINING):
+            yield Arm(name, seed)
+
+
+def write_results(results: list[Path], out: Path) -> bool:
+    """Write the CSV and the table; whether the federation was worth it."""
+    found = [json.loads(path.read_text()) for path in results]
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / "lgg.csv", "w", newline="") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(["arm", "seed", "gradient_steps", "hospital", "auc", "accuracy", "loss"])
+        for item in found:
+            for hospital, score in item["scores"].items():
+                values = [f"{score[name]:.4f}" for name in ("auc", "accuracy", "loss")]
+                rows.writerow([item["arm"], item["seed"], item["steps"], hospital, *values])
+    order = [*TRAINING, "fedavg", "fedprox", "pooled"]
+    means: dict[str, float] = {}
+    lines = [
+        f"| trained on | {' | '.join(TRAINING)} | mean | sd over seeds |",
+        "|---|" + "---|" * (len(TRAINING) + 2),
+    ]
+    for name in order:
+        mine = [item["scores"] for item in found if item["arm"] == name]
+        each = [statistics.mean(scores[h]["auc"] for scores in mine) for h in TRAINING]
+        per_seed = [statistics.mean(scores[h]["auc"] for h in TRAINING) for scores in mine]
+        means[name] = statistics.mean(per_seed)
+        spread = statistics.stdev(per_seed) if len(per_seed) > 1 else float("nan")
+        label = f"{name} alone" if name in TRAINING else name
+        lines.append(
+            f"| {label} | {' | '.join(f'{a:.3f}' for a in each)} | {means[name]:.3f} | {spread:.3f} |"
+        )
+    best = max(means[name] for name in TRAINING)
+    verdicts = {
+        name: (means[name] > best, means["pooled"] - means[name] <= 0.02) for name in ("fedavg", "fedprox")
+    }
+    seeds = sorted({item["seed"] for item in found})
+    text = [
+        "# Real brain MR of five hospitals: AUC of tumour in slice, on each hospital's held-out patients",
+        "",
+        f"Mean over seeds {', '.join(map(str, seeds))}; {found[0]['steps']} gradient steps of 32 images in every arm. "
+        "`tiny` (one patient) refused by its own policy in every federated round. Written by `scripts/lgg.py`.",
+        "",
+        *lines,
+        "",
+        *(
+            f"- {name}: {'above' if above else 'NOT above'} every hospital alone (best {best:.3f}), "
+            f"{means['pooled'] - means[name]:+.3f} below pooled ({'within' if within else 'NOT within'} 0.02)"
+            for name, (above, within) in verdicts.items()
+        ),
+    ]
+    (out / "lgg.md").write_text("\n".join(text) + "\n")
+    print("\n".join(text))
+    return all(above and within for above, within in verdicts.values())
+
+
+def main() -> int:
+    """Run every arm that is not done yet, and write the results."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="the five hospitals' folders; only read")
+    parser.add_argument(
+        "--work", type=Path, default=Path("work/lgg"), help="sites, studies, caches (default: work/lgg)"
+    )
+    parser.add_argument("--out", type=Path, default=Path("scripts/results"), help="default: scripts/results")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--epochs", type=int, default=2, help="local epochs in a round (default: 2)")
+    parser.add_argument("--workers", type=int, default=2, help="arms trained at the same time (default: 2)")
+    options = parser.parse_args()
+    if not (options.data / "north" / "labels.csv").is_file():
+        print(
+            f"error: {options.data}: does not hold the five hospitals (north/labels.csv is missing)",
+            file=sys.stderr,
+        )
+        return 1
+    write_hospitals(options)
+    jobs = [(arm, options) for arm in arms(options.seeds)]
+    with multiprocessing.get_context("spawn").Pool(options.workers, maxtasksperchild=1) as pool:
+        results = list(pool.imap(work_on, jobs, chunksize=1))
+    return 0 if write_results(results, options.out) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
