@@ -23,12 +23,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     create = commands.add_parser("create", help="make a study folder from study.toml; never overwrites")
     create.add_argument("plan", type=Path, help="study.toml")
     create.add_argument("folder", type=Path, help="a new or empty folder")
-    create.add_argument("--initial", type=Path, help="the first model (safetensors), where torch is not installed")
+    create.add_argument(
+        "--initial", type=Path, help="the first model (safetensors), where torch is not installed"
+    )
     create.set_defaults(run=_create)
 
-    run = commands.add_parser("run", help="run a study to its end, or go on with it after the last combined round")
+    run = commands.add_parser(
+        "run", help="run a study to its end, or go on with it after the last combined round"
+    )
     run.add_argument("study", type=Path, help="study folder")
-    run.add_argument("--local", type=Path, nargs="+", required=True, metavar="SITE.toml", help="hospitals on this machine")
+    run.add_argument(
+        "--local", type=Path, nargs="+", required=True, metavar="SITE.toml", help="hospitals on this machine"
+    )
     _json(run)
     run.set_defaults(run=_run)
 
@@ -60,7 +66,11 @@ def _run(arguments: argparse.Namespace) -> int:
         outcome = run(study, grid, lambda history: report("rounds", len(history.rounds) - 1, rounds))
     if arguments.json:
         show_json(
-            {"study": outcome.study, "model": outcome.digest, "rounds": [r.as_json() for r in outcome.history.rounds]}
+            {
+                "study": outcome.study,
+                "model": outcome.digest,
+                "rounds": [r.as_json() for r in outcome.history.rounds],
+            }
         )
     else:
         show_history(outcome.history)
@@ -76,7 +86,9 @@ def _show(arguments: argparse.Namespace) -> int:
 
     path = arguments.study / "agreement.json"
     if not path.is_file():
-        raise ConfigError(f"{arguments.study}: is no study folder (it has no agreement.json)", "create the study first")
+        raise ConfigError(
+            f"{arguments.study}: is no study folder (it has no agreement.json)", "create the study first"
+        )
     agreement = Agreement.decode(path.read_bytes())
     opened = read(arguments.study / "ledger", Verifier.parse(agreement.coordinator_key))
     history = read_history(opened, agreement.plan)
@@ -109,7 +121,11 @@ def show_history(history: "History") -> None:
         shared = human_bytes(item.nbytes) if item.number else ""
         means = _number(item.mean("loss")), _number(item.mean(metric))
         rows.append((item.number, *means, *each, accepted, refused, shared, item.model[:12]))
-    show_table(f"{history.plan.name}: {metric} of each round's model on each hospital's held-out patients", columns, rows)
+    show_table(
+        f"{history.plan.name}: {metric} of each round's model on each hospital's held-out patients",
+        columns,
+        rows,
+    )
 
 
 def _number(value: float | None) -> str:

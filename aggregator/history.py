@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from models.exchange.documents import Manifest
-from models.exchange.spec import write_durable
 from models.ledger import Event, Record
+from models.ledger.disk import publish
 from models.plan import Plan
 
 
@@ -128,7 +128,7 @@ def read_history(ledger: Lines, plan: Plan) -> History:
 def write_metrics(path: Path, history: History) -> None:
     """Write the history as JSON lines, one per round."""
     lines = [json.dumps(item.as_json(), sort_keys=True) for item in history.rounds]
-    write_durable(path, ("\n".join(lines) + "\n").encode())
+    publish(path, ("\n".join(lines) + "\n").encode())
 
 
 _REFUSALS = {Event.REFUSAL_RECEIVED, Event.REPLY_REJECTED, Event.SILO_SILENT}

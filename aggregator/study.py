@@ -12,7 +12,6 @@
 `create` never overwrites, `open` never creates.
 """
 
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,8 +22,9 @@ from typing import Self
 
 from models.errors import ConfigError, DigestMismatch, IntramuralError
 from models.exchange.documents import Agreement
-from models.exchange.spec import Spec, Vector, load_vector, save_vector, vector_digest, write_durable
+from models.exchange.spec import Spec, Vector, load_vector, save_vector, vector_digest
 from models.ledger import Entry, Event, Ledger, Signer, Verifier
+from models.ledger.disk import publish, rename
 from models.plan import Plan
 
 
@@ -101,8 +101,8 @@ class Study:
             spec=spec.digest,
         )
         save_vector(draft / "models" / "000.safetensors", spec, vector)
-        write_durable(draft / "study.toml", plan_path.read_bytes())
-        write_durable(draft / "agreement.json", agreement.encode())
+        publish(draft / "study.toml", plan_path.read_bytes())
+        publish(draft / "agreement.json", agreement.encode())
         with Ledger.create(
             draft / "ledger", signer, origin=f"{content.coordinator}/{content.name}"
         ) as ledger:
@@ -112,7 +112,7 @@ class Study:
                 "model": agreement.initial,
             }
             ledger.append(Entry(Event.STUDY_CREATED, body, study=agreement.study))
-        os.replace(draft, folder)
+        rename(draft, folder)
         return cls.open(folder)
 
     @classmethod

@@ -1,8 +1,9 @@
 """Cases as tensors: each image is decoded and prepared once, kept on disk, and memory-mapped after.
 
 The cache lies in the site's work folder, readable by its owner only: one file of equal rows, float32,
-and an SQLite index that says which file of which size and age became which row. Another preparation
-(size, window) is another folder; a changed file is prepared anew; new files are appended.
+and an SQLite index that says which file of which size and age became which row, or for what reason none.
+Another preparation (size, window) is another folder; a changed file is prepared anew; new files are
+appended.
 """
 
 import os
@@ -21,10 +22,11 @@ from models.plan import Classification
 from models.tasks import Task
 from silos.cohort import Cohort
 from silos.dicom.decode import read_image
+from silos.dicom.header import UnreadableFile
 
-UNREADABLE = "pixels unreadable"
+OUT_OF_RANGE = "pixel values out of range"
 
-_VERSION = 1  # of the arithmetic between file and row; raise it when that changes
+_VERSION = 2  # of the index, and of the arithmetic between file and row; raise it when one changes
 _BATCH = 256  # images between two commits
 
 
@@ -67,7 +69,7 @@ def prepare(
     """Decode what is not yet in the cache, and open it.
 
     Args:
-        cohort: The cases; those whose pixels cannot be read are left out and counted.
+        cohort: The cases; those whose pixels cannot be read or prepared are left out, and counted by reason.
         root: Folder that the cases' paths are relative to.
         cache: Folder of all caches of this site.
         settings: The study's task.
@@ -82,7 +84,7 @@ def prepare(
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with closing(_open_index(folder / "index.sqlite")) as index:
             _fill(index, folder / "images.f32", cohort, root, settings, task, progress)
-            known = _known(index)
+            rows, reasons = _known(index)
     except (OSError, sqlite3.Error) as error:
         raise DataError(
             f"run.work: the image cache {folder} cannot be written: {error}",
@@ -95,17 +97,14 @@ def prepare(
         if data.exists() and data.stat().st_size
         else np.zeros((0, 1, *settings.size), np.float32)
     )
-    failed = {path: UNREADABLE for path in cohort.cases["path"] if known[path] is None}
-    cohort = cohort.without(failed)
-    return Dataset(cohort, _side(cohort, False, store, known), _side(cohort, True, store, known))
+    cohort = cohort.without({path: reasons[path] for path in cohort.cases["path"] if path in reasons})
+    return Dataset(cohort, _side(cohort, False, store, rows), _side(cohort, True, store, rows))
 
 
-def _side(
-    cohort: Cohort, held_out: bool, store: npt.NDArray[np.float32], known: dict[str, int | None]
-) -> Prepared:
+def _side(cohort: Cohort, held_out: bool, store: npt.NDArray[np.float32], rows: dict[str, int]) -> Prepared:
     cases = cohort.side(held_out)
-    rows = np.array([known[path] for path in cases["path"]], dtype=np.int64)
-    return Prepared(store, rows, cases["target"].to_numpy().astype(np.int64))
+    used = np.array([rows[path] for path in cases["path"]], dtype=np.int64)
+    return Prepared(store, used, cases["target"].to_numpy().astype(np.int64))
 
 
 def _name(settings: Classification) -> str:
@@ -118,13 +117,17 @@ def _open_index(path: Path) -> sqlite3.Connection:
     os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
     index = sqlite3.connect(path)
     index.execute(
-        "CREATE TABLE IF NOT EXISTS images (path TEXT PRIMARY KEY, size INT, mtime_ns INT, row INT)"
+        "CREATE TABLE IF NOT EXISTS images"
+        " (path BLOB PRIMARY KEY, size INT, mtime_ns INT, row INT, reason TEXT)"  # a path may be no UTF-8
     )
     return index
 
 
-def _known(index: sqlite3.Connection) -> dict[str, int | None]:
-    return dict(index.execute("SELECT path, row FROM images"))
+def _known(index: sqlite3.Connection) -> tuple[dict[str, int], dict[str, str]]:
+    """By path: the row of each image that has one, and the reason of each that has none."""
+    rows = index.execute("SELECT path, row FROM images WHERE reason IS NULL")
+    reasons = index.execute("SELECT path, reason FROM images WHERE reason IS NOT NULL")
+    return {os.fsdecode(path): row for path, row in rows}, {os.fsdecode(path): why for path, why in reasons}
 
 
 def _fill(
@@ -139,7 +142,7 @@ def _fill(
     """Append every case that is not in the cache as it is on disk now."""
     present = set(index.execute("SELECT path, size, mtime_ns FROM images"))
     columns = cohort.cases[["path", "size", "mtime_ns"]].itertuples(index=False, name=None)
-    wanted = [(str(path), int(size), int(age)) for path, size, age in columns]
+    wanted = [(os.fsencode(path), int(size), int(age)) for path, size, age in columns]
     missing = [case for case in wanted if case not in present]
     if not missing:
         return
@@ -150,26 +153,33 @@ def _fill(
         file.seek(0, os.SEEK_END)
         for start in range(0, len(missing), _BATCH):
             batch = missing[start : start + _BATCH]
-            entries = []
+            entries: list[tuple[bytes, int, int, int | None, str | None]] = []
             for (path, size, age), image in zip(batch, _images(batch, root, task), strict=True):
-                if image is not None:
+                if isinstance(image, str):
+                    entries.append((path, size, age, None, image))
+                else:
                     file.write(np.ascontiguousarray(image, "<f4").tobytes())
-                entries.append((path, size, age, None if image is None else count))
-                count += image is not None
+                    entries.append((path, size, age, count, None))
+                    count += 1
             file.flush()
             os.fsync(file.fileno())
             with index:
-                index.executemany("INSERT OR REPLACE INTO images VALUES (?, ?, ?, ?)", entries)
+                index.executemany("INSERT OR REPLACE INTO images VALUES (?, ?, ?, ?, ?)", entries)
             if progress:
                 progress(min(start + _BATCH, len(missing)), len(missing))
 
 
 def _images(
-    batch: list[tuple[str, int, int]], root: Path, task: Task
-) -> Iterator[npt.NDArray[np.float32] | None]:
-    """Each image as a row, or None where its pixels cannot be read."""
+    batch: list[tuple[bytes, int, int]], root: Path, task: Task
+) -> Iterator[npt.NDArray[np.float32] | str]:
+    """Each image as a row, or the reason why there is none."""
     for path, _, _ in batch:
         try:
-            yield task.prepare(read_image(root / path))
+            image = task.prepare(read_image(root / os.fsdecode(path)))
+        except UnreadableFile as error:
+            yield error.reason.value
         except DataError:
-            yield None
+            yield OUT_OF_RANGE
+        else:
+            # A range beyond float32 turns finite pixels into NaN.
+            yield image if np.isfinite(image).all() else OUT_OF_RANGE

@@ -22,11 +22,10 @@ from models.exchange.statement import (
     receipt_bytes,
     signing_bytes,
 )
+from models.ledger import Checkpoint, Entry, Event, Ledger, Record, Signer, Verifier, verify_consistency
 from models.ledger.canonical import digest
-from models.ledger.events import Entry, Event, Record
-from models.ledger.log import Ledger
-from models.ledger.merkle import verify_consistency
-from models.ledger.note import Checkpoint, Signer, Verifier
+
+_SHOWN = 64  # heads that the other side may have seen without our knowing
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,8 @@ class Channel:
         self._received_xid = GENESIS
         self._receipted: set[str] = set()
         self._heads: dict[int, bytes] = {}  # the peer's heads seen here, root by size
-        self._seen_by_peer = 0  # size of our head that the peer saw last
+        self._seen_by_peer = 0  # size of our head that the peer saw last, by its own word
+        self._shown: list[int] = []  # sizes of the heads that went with what was offered since
         for record in ledger.records:
             if record.study == study:
                 self._replay(record)
@@ -207,11 +207,13 @@ class Channel:
         statement = Statement.model_validate(raw)
         if statement.dst == self.peer.name:
             self.sent.append(statement.xid)
+            self._shown.append(record.seq + 1)
             return
         self.received.append(statement.xid)
         self._newest, self._received_xid = statement.n, statement.xid
         self._heads[body["size"]] = bytes.fromhex(body["root"])
-        self._seen_by_peer = body["seen"]
+        self._seen_by_peer = max(self._seen_by_peer, body["seen"])
+        self._shown = [size for size in self._shown if size > self._seen_by_peer][-_SHOWN:]
 
     def _evidence(self) -> Evidence:
         receipt = None
@@ -219,9 +221,9 @@ class Channel:
             newest = self.received[-1]
             receipt = (newest, self._signer.sign(receipt_bytes(newest)))
         size = self._ledger.head.size
-        old = min(self._seen_by_peer, size)
-        proof = tuple(self._ledger.tree.consistency(old, size)) if old else ()
-        return Evidence(receipt, self._ledger.note, old, proof, max(self._heads, default=0))
+        earlier = [old for old in (self._seen_by_peer, *self._shown) if 0 < old <= size]
+        proofs = {old: tuple(self._ledger.tree.consistency(old, size)) for old in earlier}
+        return Evidence(receipt, self._ledger.note, proofs, max(self._heads, default=0))
 
     def _check_evidence(self, evidence: Evidence) -> Checkpoint:
         if evidence.receipt:
@@ -236,9 +238,9 @@ class Channel:
         if head.size < newest or self._heads.get(head.size, head.root) != head.root:
             raise Rewritten(f"the ledger of {self.peer.name} is not the one it signed before")
         if newest:
-            known = self._heads.get(evidence.old)
-            if known is None or not verify_consistency(
-                evidence.old, head.size, known, head.root, list(evidence.proof)
+            proof = list(evidence.proofs.get(newest, ()))
+            if newest not in evidence.proofs or not verify_consistency(
+                newest, head.size, self._heads[newest], head.root, proof
             ):
                 raise Rewritten(
                     f"{self.peer.name} does not prove that its ledger continues the one seen here"

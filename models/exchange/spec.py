@@ -6,7 +6,6 @@ file, and a digest can be recomputed from either by anyone.
 """
 
 import hashlib
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +19,7 @@ from safetensors.numpy import load_file, save
 
 from models.errors import DataError, DigestMismatch, SpecMismatch
 from models.ledger.canonical import canonical, digest
+from models.ledger.disk import publish
 
 Vector = npt.NDArray[np.float32]
 """All floating arrays of a model in spec order, 1-D float32."""
@@ -88,14 +88,14 @@ class Spec:
 
 
 def vector_digest(spec: str, vector: Vector) -> str:
-    """SHA-256 (hex) of a model or of an update.
+    r"""SHA-256 (hex) of a model or of an update.
 
     Args:
         spec: Digest of the layout; it is hashed first, so equal bytes of another layout differ.
         vector: `(spec.size,)` float32.
 
     Returns:
-        The digest of `"intramural vector v1\\n"`, the spec's digest (32 bytes) and the vector's
+        The digest of `"intramural vector v1\n"`, the spec's digest (32 bytes) and the vector's
         little-endian bytes.
     """
     state = hashlib.sha256(_DOMAIN + bytes.fromhex(spec))
@@ -112,7 +112,7 @@ def save_vector(path: Path, spec: Spec, vector: Vector) -> None:
         vector: `(spec.size,)` float32.
     """
     content = save({name: np.ascontiguousarray(part) for name, part in spec.named(vector).items()})
-    write_durable(path, content)
+    publish(path, content)
 
 
 def load_vector(path: Path, expected: str | None = None) -> tuple[Spec, Vector]:
@@ -145,18 +145,3 @@ def load_vector(path: Path, expected: str | None = None) -> tuple[Spec, Vector]:
     if expected is not None and vector_digest(spec.digest, vector) != expected:
         raise DigestMismatch(f"{path}: is not the model of digest {expected}", "restore the file from a copy")
     return spec, vector
-
-
-def write_durable(path: Path, content: bytes) -> None:
-    """Write a file so that after a crash it is either absent or whole."""
-    temporary = path.with_name(path.name + ".part")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -6,6 +6,7 @@ arrays that travel with it. Statements of one direction between two parties are 
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Literal, Self
@@ -95,15 +96,14 @@ class Evidence:
     Attributes:
         receipt: `(xid, signature)` over the newest statement received from the other side, or None.
         note: The sender's signed ledger head.
-        old: Size of the sender's head that the receiver saw last, as far as the sender knows.
-        proof: RFC 6962 consistency proof from `old` to the head in `note`.
+        proofs: RFC 6962 consistency proofs to the head in `note`, by size of the earlier head: one for
+            each head that may be the newest one that the receiver saw (an answer can get lost).
         seen: Size of the receiver's head that the sender saw last.
     """
 
     receipt: tuple[str, bytes] | None
     note: str
-    old: int
-    proof: tuple[bytes, ...]
+    proofs: Mapping[int, tuple[bytes, ...]]
     seen: int
 
 

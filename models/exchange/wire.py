@@ -22,7 +22,8 @@ VECTOR = "vector"  # the only array in it
 
 _STYPE = "numpy.ndarray"
 _BYTES = ("statement", "signature", "body", "note", "receipt_xid", "receipt")
-_MAX_PROOF = 64  # hashes; a ledger of 2**60 lines needs fewer
+_MAX_PROOFS = 128
+_MAX_PROOF = 64 * 32  # bytes; a ledger of 2**60 lines needs fewer
 
 
 def pack(envelope: Envelope, array: Array | None = None) -> RecordDict:
@@ -42,8 +43,8 @@ def pack(envelope: Envelope, array: Array | None = None) -> RecordDict:
             "note": evidence.note.encode(),
             "receipt_xid": xid.encode(),
             "receipt": receipt,
-            "old": evidence.old,
-            "proof": list(evidence.proof),
+            "heads": list(evidence.proofs),
+            "proofs": [b"".join(proof) for proof in evidence.proofs.values()],
             "seen": evidence.seen,
         }
     )
@@ -69,12 +70,17 @@ def unpack(records: RecordDict, size: int | None = None) -> Envelope:
     if not isinstance(fields, ConfigRecord) or set(records) - {ENVELOPE, ARRAYS}:
         raise Malformed("the message is not an envelope", detail="records")
     texts = [fields.get(key) for key in _BYTES]
-    old, seen, proof = fields.get("old"), fields.get("seen"), fields.get("proof")
+    heads, proofs, seen = fields.get("heads"), fields.get("proofs"), fields.get("seen")
     if (
         not all(isinstance(text, bytes) for text in texts)
-        or not (isinstance(old, int) and isinstance(seen, int) and old >= 0 and seen >= 0)
-        or not (isinstance(proof, list) and len(proof) <= _MAX_PROOF)
-        or not all(isinstance(item, bytes) and len(item) == 32 for item in proof)
+        or not (isinstance(seen, int) and seen >= 0)
+        or not (
+            isinstance(heads, list) and isinstance(proofs, list) and len(heads) == len(proofs) <= _MAX_PROOFS
+        )
+        or not all(isinstance(head, int) and head >= 0 for head in heads)
+        or not all(
+            isinstance(proof, bytes) and len(proof) <= _MAX_PROOF and not len(proof) % 32 for proof in proofs
+        )
     ):
         raise Malformed("the envelope lacks a field, or has one of another type", detail="fields")
     if max(len(cast(bytes, text)) for text in texts) > MAX_DOCUMENT:
@@ -84,8 +90,10 @@ def unpack(records: RecordDict, size: int | None = None) -> Envelope:
         evidence = Evidence(
             receipt=(xid.decode("ascii"), receipt) if xid else None,
             note=note.decode(),
-            old=old,
-            proof=tuple(cast(list[bytes], proof)),
+            proofs={
+                head: tuple(proof[start : start + 32] for start in range(0, len(proof), 32))
+                for head, proof in zip(cast(list[int], heads), cast(list[bytes], proofs), strict=True)
+            },
             seen=seen,
         )
     except UnicodeDecodeError as error:

@@ -8,14 +8,17 @@ party's public key, and no other part of this toolkit.
 
     opened = read(folder, Verifier.parse(vkey))      # raises if one byte of the past has changed
 
-`canonical` gives a value one text, `merkle` gives many lines one root, `note` puts a name under it,
-`events` says what a line can be, and `log` keeps the lines.
+`events` says what a line can be and `canonical` gives it one text; `merkle` gives many lines one root,
+`keys` say who speaks and `note` puts the name under the root; `log` writes the lines through `disk`, and
+`reading` checks them.
 """
 
 from models.ledger.events import Entry, Event, Record
-from models.ledger.log import Ledger, Opened, read
+from models.ledger.keys import Signer, Verifier
+from models.ledger.log import Ledger
 from models.ledger.merkle import Tree, leaf_hash, verify_consistency, verify_inclusion
-from models.ledger.note import Checkpoint, Signer, Verifier, open_note, sign_note
+from models.ledger.note import Checkpoint, open_note, sign_note
+from models.ledger.reading import Opened, read
 
 __all__ = [
     "Checkpoint",

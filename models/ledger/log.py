@@ -1,18 +1,13 @@
-"""The ledger on disk: lines that are durable before anything else happens, under one signed head.
+"""Writing a ledger: lines that are durable before anything else happens, under one signed head.
 
-    ledger.jsonl          one line per event, each naming the hash of the line before; only ever appended to
-    checkpoint            how many lines there are and the root of their tree, signed (replaced as a whole)
-    manifests/<sha>.json  long lists that a line names by digest, written before that line
-    lock                  held by the one process that writes
+    with Ledger.open(folder, signer) as ledger:
+        ledger.append(Entry(Event.UPDATE_OFFERED, {"digest": "9f2c..."}, round=3))
 
-A writer promises: when `append` returns, the lines survive the death of the process and of the machine;
-when it raises, nothing may be sent or used, and the ledger must be opened again. A reader (`read`) needs
-no private key and finds every changed, removed, added or reordered line that the checkpoint covers. What
-one folder cannot show is that all of it, checkpoint included, was replaced by an older copy: for that,
-other parties keep the heads they have seen.
+The folder is that of `reading`, with a `lock` held by the one process that writes. When `append` returns,
+the lines survive the death of the process and of the machine; when it raises, nothing may be sent or
+used, and the ledger must be opened again.
 """
 
-import errno
 import os
 import secrets
 import shutil
@@ -20,120 +15,31 @@ import sys
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from models.errors import BadSignature, LedgerError, Locked, Malformed, NotAppended, ProtocolError, Rewritten
+from models.errors import LedgerError, NotAppended, ProtocolError, Rewritten
+from models.ledger import disk
 from models.ledger.canonical import canonical, digest
-from models.ledger.events import START, Entry, Event, Record, is_digest
+from models.ledger.events import START, Entry, Event, Record
+from models.ledger.keys import Signer
 from models.ledger.merkle import Tree
-from models.ledger.note import Checkpoint, Signer, Verifier
+from models.ledger.note import Checkpoint
+from models.ledger.reading import CHECKPOINT, LINES, MANIFESTS, Opened, read, read_manifest, rewritten
 
-_LINES, _CHECKPOINT, _MANIFESTS, _LOCK = "ledger.jsonl", "checkpoint", "manifests", "lock"
+_LOCK = "lock"
 _RESERVED = ("origin", "vkey", "software")
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A ledger that was read and verified.
-
-    Attributes:
-        folder: Where it is.
-        verifier: The key that its head was checked against.
-        records: The lines that the signed head covers; nothing else is evidence.
-        pending: Well-formed lines after them, not signed yet: a writer at work, a crash, or somebody
-            without the key.
-        incomplete: Whether the file ends in the middle of a line.
-        head: The signed head.
-        note: Its signed text.
-        tree: Merkle tree of `records`.
-        signed_bytes: Length of `records` in `ledger.jsonl`.
-    """
-
-    folder: Path
-    verifier: Verifier
-    records: Sequence[Record]
-    pending: Sequence[Record]
-    incomplete: bool
-    head: Checkpoint
-    note: str
-    tree: Tree
-    signed_bytes: int
-
-    @property
-    def unsigned(self) -> int:
-        """Number of lines beyond the signed head."""
-        return len(self.pending)
-
-    def manifest(self, name: str) -> bytes:
-        """The manifest of this digest; see `Ledger.manifest`."""
-        return _manifest(self.folder, name)
-
-
-def read(folder: Path | str, verifier: Verifier | None = None) -> Opened:
-    """Verify a ledger, without its private key and without its lock: for auditors.
-
-    Args:
-        folder: The ledger's folder.
-        verifier: The key that the party was enrolled with. Without it the key that the ledger itself names
-            is used, which only shows that the ledger agrees with itself, not whose it is.
-
-    Raises:
-        Rewritten: The lines are not those that were signed; the message names the line.
-        BadSignature: The head is not signed by that key.
-        Malformed: The head, or the key in line 1, cannot be read.
-        LedgerError: There is no ledger, or it cannot be read.
-    """
-    folder = Path(folder)
-    path = folder / _LINES
-    # The checkpoint first: a writer at work can then only have added lines that it does not cover.
-    signed = _load(folder / _CHECKPOINT)
-    *lines, rest = _load(path).split(b"\n")
-    records = _chain(path, lines)
-    if not records:
-        raise Rewritten(f"{path}: line 1 is missing", "restore the ledger from a backup")
-    opening = records[0].body
-    try:
-        verifier = verifier or Verifier.parse(str(opening.get("vkey")))
-        note = signed.decode()
-        head = Checkpoint.open(note, verifier)
-    except UnicodeDecodeError:
-        raise Malformed(f"{folder / _CHECKPOINT}: is not UTF-8 text", _TAMPERED) from None
-    except (BadSignature, Malformed) as error:
-        raise type(error)(f"{folder / _CHECKPOINT}: {error}", _TAMPERED) from error
-    if (opening.get("origin"), opening.get("vkey")) != (head.origin, verifier.vkey):
-        raise Rewritten(f"{path}: line 1 names another origin or key than the signed head", _TAMPERED)
-    if len(records) < head.size:
-        raise Rewritten(f"{path}: line {len(records) + 1} is missing; {head.size} were signed", _TAMPERED)
-    tree = Tree()
-    for record in records[: head.size]:
-        tree.append(record.leaf)
-    if tree.root() != head.root:
-        raise Rewritten(f"{path}: lines 1 to {head.size} are not those that were signed", _TAMPERED)
-    return Opened(
-        folder=folder,
-        verifier=verifier,
-        records=records[: head.size],
-        pending=records[head.size :],
-        incomplete=bool(rest),
-        head=head,
-        note=note,
-        tree=tree,
-        signed_bytes=sum(len(line) + 1 for line in lines[: head.size]),
-    )
+_DISK = "see that the disk is well and has space, then open the ledger again"
 
 
 class Ledger:
     """A ledger open for writing, by one process at a time; safe to share between its threads."""
 
-    def __init__(
-        self, folder: Path, signer: Signer, opened: Opened, number: int, resources: ExitStack
-    ) -> None:
+    def __init__(self, signer: Signer, opened: Opened, number: int, resources: ExitStack) -> None:
         """Use `create` or `open`."""
-        self.folder = folder
+        self.folder = opened.folder
         self._signer = signer
         self._records = list(opened.records)
         self._tree = opened.tree
@@ -181,15 +87,14 @@ class Ledger:
         head = Checkpoint(origin, 1, record.leaf)  # the root of one leaf is the leaf
         draft = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
         try:
-            if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
                 raise LedgerError(
                     f"{folder}: exists already", "open it, or choose another folder; nothing is overwritten"
                 )
-            (draft / _MANIFESTS).mkdir(parents=True)
-            _publish(draft / _LINES, record.line + b"\n")
-            _publish(draft / _CHECKPOINT, head.sign(signer).encode())
-            os.rename(draft, folder)
-            _sync_folder(folder.parent)
+            (draft / MANIFESTS).mkdir(parents=True)
+            disk.publish(draft / LINES, record.line + b"\n")
+            disk.publish(draft / CHECKPOINT, head.sign(signer).encode())
+            disk.rename(draft, folder)
         except OSError as error:
             shutil.rmtree(draft, ignore_errors=True)
             raise NotAppended(f"{folder}: no ledger could be made: {error.strerror}", _DISK) from error
@@ -213,11 +118,11 @@ class Ledger:
             raise LedgerError(f"{folder}: there is no ledger here", "create it first")
         with ExitStack() as resources:
             try:
-                resources.callback(os.close, _lock(folder / _LOCK))
+                resources.callback(os.close, disk.lock(folder / _LOCK))
                 opened = read(folder, signer.verifier)
-                number = os.open(folder / _LINES, os.O_WRONLY | os.O_APPEND)
+                number = os.open(folder / LINES, os.O_WRONLY | os.O_APPEND)
                 resources.callback(os.close, number)
-                ledger = cls(folder, signer, opened, number, resources)
+                ledger = cls(signer, opened, number, resources)
                 ledger._recover(opened)
             except ProtocolError as error:
                 hint = "is this the right key? if it is, the folder was tampered with: keep it as it is"
@@ -289,7 +194,7 @@ class Ledger:
             self._stopped = "a manifest could not be made durable"
             try:
                 # Always written, even if a file of this name is there: nobody knows if that one is durable.
-                _publish(self.folder / _MANIFESTS / f"{name}.json", manifest)
+                disk.publish(self.folder / MANIFESTS / f"{name}.json", manifest)
             except OSError as error:
                 raise NotAppended(f"{self.folder}: {self._stopped}: {error.strerror}", _DISK) from error
             self._stopped = ""
@@ -303,7 +208,7 @@ class Ledger:
             LedgerError: It is not kept here.
             Rewritten: The file is no longer what was stored.
         """
-        return _manifest(self.folder, name)
+        return read_manifest(self.folder, name)
 
     def close(self) -> None:
         """Let others write. Nothing is lost without it; a closed ledger refuses to append."""
@@ -328,9 +233,8 @@ class Ledger:
     def _recover(self, opened: Opened) -> None:
         for record in opened.pending:
             if record.salt != _salt(self._signer, record.values()):
-                raise Rewritten(
-                    f"{self.folder / _LINES}: line {record.seq + 1} was not written with this key", _TAMPERED
-                )
+                what = f"line {record.seq + 1} was not written with this key"
+                raise rewritten(self.folder / LINES, what)
         if opened.pending or opened.incomplete:
             # Written once more, not only synced: after a failed sync the system may hold lines that the
             # disk does not, and report the next sync as a success.
@@ -346,13 +250,13 @@ class Ledger:
         lines = b"".join(record.line + b"\n" for record in records)
         try:
             self._require_untouched()
-            _write(self._number, lines)
+            disk.write_all(self._number, lines)
             os.fdatasync(self._number)
             for record in records:
                 self._tree.append(record.leaf)
             head = Checkpoint(self._head.origin, self._tree.size, self._tree.root())
             note = head.sign(self._signer)
-            _publish(self.folder / _CHECKPOINT, note.encode())
+            disk.publish(self.folder / CHECKPOINT, note.encode())
         except OSError as error:
             raise NotAppended(f"{self.folder}: {self._stopped}: {error.strerror}", _DISK) from error
         self._records.extend(records)
@@ -360,34 +264,9 @@ class Ledger:
 
     def _require_untouched(self) -> None:
         """An open file can be replaced under its name; lines would then go where nobody looks."""
-        mine, there = os.fstat(self._number), os.stat(self.folder / _LINES)
+        mine, there = os.fstat(self._number), os.stat(self.folder / LINES)
         if not os.path.samestat(mine, there) or mine.st_size != self._bytes:
-            raise Rewritten(f"{self.folder / _LINES}: was changed by another program", "see who writes there")
-
-
-_DISK = "see that the disk is well and has space, then open the ledger again"
-_TAMPERED = "keep the folder as it is, for whoever investigates, and restore a backup elsewhere"
-
-
-def _chain(path: Path, lines: Sequence[bytes]) -> list[Record]:
-    """Read lines, each of which must continue the one before."""
-    records: list[Record] = []
-    prev = START
-    for seq, line in enumerate(lines):
-        try:
-            record = Record.parse(line)
-        except ValueError as error:
-            raise Rewritten(f"{path}: line {seq + 1} {error}", _TAMPERED) from None
-        if (record.seq, record.prev) != (seq, prev):
-            what = "one of the two was changed, or lines were removed, added or moved"
-            raise Rewritten(f"{path}: line {seq + 1} does not continue line {seq}: {what}", _TAMPERED)
-        if (record.event is Event.LOG_OPENED) != (seq == 0):
-            raise Rewritten(
-                f"{path}: line {seq + 1} must {'' if seq == 0 else 'not '}be log.opened", _TAMPERED
-            )
-        records.append(record)
-        prev = record.leaf.hex()
-    return records
+            raise Rewritten(f"{self.folder / LINES}: was changed by another program", "see who writes there")
 
 
 def _compose(signer: Signer, seq: int, prev: str, entry: Entry) -> Record:
@@ -426,71 +305,3 @@ def _software() -> dict[str, str]:
     except metadata.PackageNotFoundError:
         version = "unknown"
     return {"name": "intramural", "version": version, "python": ".".join(map(str, sys.version_info[:3]))}
-
-
-def _load(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        if not path.parent.is_dir() or not any(
-            (path.parent / name).exists() for name in (_LINES, _CHECKPOINT)
-        ):
-            raise LedgerError(f"{path.parent}: there is no ledger here", "give the ledger's folder") from None
-        raise Rewritten(f"{path}: is missing", _TAMPERED) from None
-    except OSError as error:
-        raise LedgerError(f"{path}: {error.strerror}", "see that this user may read the folder") from error
-
-
-def _manifest(folder: Path, name: str) -> bytes:
-    if not is_digest(name):  # a name from another party must not walk through the disk
-        raise Malformed(f"manifest {name[:80]!r}: is not a SHA-256 of 64 hex digits")
-    path = folder / _MANIFESTS / f"{name}.json"
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise LedgerError(f"{path}: {error.strerror}", "the line that names it still stands") from error
-    if digest(content) != name:
-        raise Rewritten(f"{path}: is not what was stored under this name", _TAMPERED)
-    return content
-
-
-def _lock(path: Path) -> int:
-    import fcntl  # here, so that a ledger can be read where this does not exist
-
-    number = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(number)
-        raise Locked(f"{path.parent}: is being written by another process", "stop that one first") from None
-    except OSError:
-        os.close(number)
-        raise
-    return number
-
-
-def _write(number: int, data: bytes) -> None:
-    """One write, of everything; a short one means that the disk is full."""
-    if os.write(number, data) != len(data):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def _publish(path: Path, data: bytes) -> None:
-    """Put a whole file in place, durably: a reader sees the old one or the new one."""
-    draft = path.with_name(f"{path.name}.new")
-    number = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    try:
-        _write(number, data)
-        os.fsync(number)
-    finally:
-        os.close(number)
-    os.rename(draft, path)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)

@@ -1,214 +1,21 @@
-"""Who speaks, and what they stand by: keys, signed notes, and the signed head of a ledger.
+"""What a party stands by: signed notes, and the signed head of a ledger.
 
-A party makes its key once. The private file never leaves the machine; the `.pub` file beside it holds
-one line, the *vkey*, that the other parties enrol.
-
-    signer = Signer.create(Path("keys/north.key"), "north")
     note = Checkpoint(origin="north", size=3, root=root).sign(signer)
     Checkpoint.open(note, Verifier.parse(vkey))     # or BadSignature
 
-Formats: C2SP signed-note (Ed25519, type 0x01) and tlog-checkpoint, as in the Go checksum database and in
-certificate transparency, so that a stranger can check them with another program. Ed25519: RFC 8032.
+Formats: C2SP signed-note and tlog-checkpoint, as in the Go checksum database and in certificate
+transparency, so that a stranger can check them with another program.
 """
 
-import base64
-import hashlib
-import hmac
-import os
 import re
-import shlex
-import stat
-from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Self
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from models.errors import BadSignature, Malformed
+from models.ledger.keys import Signer, Verifier, from_base64, is_name, to_base64
 
-from models.errors import BadSignature, ConfigError, Malformed
-
-_NAME = re.compile(r"[^\s+\x00-\x1f\ud800-\udfff]+")
 _FORBIDDEN = re.compile(r"[\x00-\x09\x0b-\x1f\ud800-\udfff]")
 _SIZE = re.compile(r"0|[1-9][0-9]{0,17}")
-_ED25519 = b"\x01"
-_SECRET = "PRIVATE+KEY+"  # noqa: S105 - the marker of the format, not a secret
-
-
-@dataclass(frozen=True)
-class Verifier:
-    """A party's public key.
-
-    Attributes:
-        name: Who signs with it; no space and no plus.
-        key: Ed25519 public key, 32 bytes.
-    """
-
-    name: str
-    key: bytes
-
-    def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
-            raise Malformed(f"key name {self.name!r}: must not be empty or hold a space or a plus")
-        if len(self.key) != 32:
-            raise Malformed(f"key of {self.name}: must have 32 bytes (got {len(self.key)})")
-
-    @classmethod
-    def parse(cls, vkey: str) -> Self:
-        """Read a vkey, `<name>+<key id>+<base64(0x01 || public key)>`.
-
-        Raises:
-            Malformed: It is none, or its parts do not belong together.
-        """
-        try:
-            name, key_id, encoded = vkey.split("+", 2)
-            content = _unbase64(encoded)
-        except ValueError:
-            raise Malformed("vkey: must read <name>+<8 hex digits>+<base64>") from None
-        if content[:1] != _ED25519:
-            raise Malformed(f"vkey of {name}: is not an Ed25519 key")
-        verifier = cls(name, content[1:])
-        if verifier.key_id.hex() != key_id:
-            raise Malformed(f"vkey of {name}: its key id {key_id} is not that of its key")
-        return verifier
-
-    @cached_property
-    def key_id(self) -> bytes:
-        """Four bytes that name the key on a signature; a label, not a fingerprint."""
-        return hashlib.sha256(self.name.encode() + b"\n" + _ED25519 + self.key).digest()[:4]
-
-    @property
-    def vkey(self) -> str:
-        """The one line that others enrol."""
-        return f"{self.name}+{self.key_id.hex()}+{_base64(_ED25519 + self.key)}"
-
-    def verify(self, data: bytes, signature: bytes) -> None:
-        """Check a signature over exactly these bytes.
-
-        Args:
-            data: What was signed.
-            signature: 64 bytes.
-
-        Raises:
-            BadSignature: This key did not sign these bytes.
-        """
-        try:
-            Ed25519PublicKey.from_public_bytes(self.key).verify(signature, data)
-        except (InvalidSignature, ValueError):
-            raise BadSignature(f"not signed by {self.name} (key {self.key_id.hex()})") from None
-
-
-@dataclass(frozen=True)
-class Signer:
-    """A party's private key; whoever holds it can speak as this party.
-
-    Attributes:
-        name: Whose key it is; stands on every signature.
-    """
-
-    name: str
-    _key: Ed25519PrivateKey = field(repr=False)
-
-    @classmethod
-    def from_seed(cls, name: str, seed: bytes) -> Self:
-        """A signer from the 32 secret bytes of RFC 8032.
-
-        Raises:
-            Malformed: An impossible name.
-            ValueError: Not 32 bytes.
-        """
-        signer = cls(name, Ed25519PrivateKey.from_private_bytes(seed))
-        _ = signer.verifier  # checks the name
-        return signer
-
-    @classmethod
-    def create(cls, path: Path, name: str, seed: bytes | None = None) -> Self:
-        """Make a key: the private file (mode 0600), and beside it the public `.pub` file with the vkey.
-
-        Args:
-            path: The private file.
-            name: Whose key it is.
-            seed: 32 secret bytes; drawn from the system by default. A seed that others know makes a key
-                that is worth nothing, as for make-believe hospitals.
-
-        Raises:
-            ConfigError: An impossible name, a file that exists (a key is never overwritten), or one that
-                cannot be written.
-        """
-        path = Path(path)
-        public = path.with_suffix(".pub")
-        if not _NAME.fullmatch(name) or public == path:
-            raise ConfigError(
-                f"{path}: cannot be the key of {name!r}",
-                "no space or plus in the name; do not end the file in .pub",
-            )
-        seed = seed or os.urandom(32)
-        signer = cls.from_seed(name, seed)
-        secret = f"{_SECRET}{name}+{signer.verifier.key_id.hex()}+{_base64(_ED25519 + seed)}\n"
-        if public.exists():
-            raise ConfigError(f"{public}: exists already", "a key is never overwritten; choose another file")
-        _create(path, secret, 0o600)
-        _create(public, signer.vkey + "\n", 0o644)
-        return signer
-
-    @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read a private key file.
-
-        Raises:
-            ConfigError: It is missing, others can read or change it, or it is no key.
-        """
-        path = Path(path)
-        try:
-            with path.open("rb") as file:
-                mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-                content = file.read(4096)
-        except OSError as error:
-            raise ConfigError(
-                f"{path}: {error.strerror}", "give the path of this party's private key"
-            ) from error
-        if mode & 0o077:
-            raise ConfigError(
-                f"{path}: others on this machine may use this private key (mode {mode:04o})",
-                f"run: chmod 600 {shlex.quote(str(path))}",
-            )
-        try:
-            return cls._parse(content.decode())
-        except (ValueError, Malformed):
-            # Nothing of the content goes into the error, nor its cause: it may be most of a secret.
-            raise ConfigError(f"{path}: is no private key", "restore the file, or make a new key") from None
-
-    @classmethod
-    def _parse(cls, text: str) -> Self:
-        if not text.startswith(_SECRET):
-            raise ValueError
-        name, key_id, encoded = text.removeprefix(_SECRET).removesuffix("\n").split("+", 2)
-        content = _unbase64(encoded)
-        signer = cls.from_seed(name, content[1:])
-        if content[:1] != _ED25519 or signer.verifier.key_id.hex() != key_id:
-            raise ValueError
-        return signer
-
-    @cached_property
-    def verifier(self) -> Verifier:
-        """The public half."""
-        return Verifier(self.name, self._key.public_key().public_bytes_raw())
-
-    @property
-    def vkey(self) -> str:
-        """The one line that others enrol."""
-        return self.verifier.vkey
-
-    def sign(self, data: bytes) -> bytes:
-        """Sign exactly these bytes: 64 bytes, the same each time (Ed25519 is deterministic).
-
-        What is signed for one purpose must not be readable as another: begin it with words of its own.
-        """
-        return self._key.sign(data)
-
-    def derive(self, purpose: bytes) -> bytes:
-        """32 secret bytes for one purpose (HMAC-SHA256 of it under the private key)."""
-        return hmac.digest(self._key.private_bytes_raw(), purpose, "sha256")
 
 
 def sign_note(text: str, signer: Signer) -> str:
@@ -223,7 +30,7 @@ def sign_note(text: str, signer: Signer) -> str:
     """
     if not text.endswith("\n") or _FORBIDDEN.search(text):
         raise Malformed("note: the text must end in a newline and hold no other control character")
-    signature = _base64(signer.verifier.key_id + signer.sign(text.encode()))
+    signature = to_base64(signer.verifier.key_id + signer.sign(text.encode()))
     return f"{text}\n— {signer.name} {signature}\n"
 
 
@@ -244,10 +51,10 @@ def open_note(note: str, verifier: Verifier) -> str:
         dash, _, rest = line.partition(" ")
         name, _, encoded = rest.partition(" ")
         try:
-            content = _unbase64(encoded)
+            content = from_base64(encoded)
         except ValueError:
             content = b""
-        if dash != "—" or not _NAME.fullmatch(name) or len(content) < 5:
+        if dash != "—" or not is_name(name) or len(content) < 5:
             raise Malformed("note: a signature line must read — <name> <base64>")
         if (name, content[:4]) == (verifier.name, verifier.key_id):
             verifier.verify(text.encode(), content[4:])
@@ -279,7 +86,7 @@ class Checkpoint:
 
     def sign(self, signer: Signer) -> str:
         """As a signed note (C2SP tlog-checkpoint)."""
-        return sign_note(f"{self.origin}\n{self.size}\n{_base64(self.root)}\n", signer)
+        return sign_note(f"{self.origin}\n{self.size}\n{to_base64(self.root)}\n", signer)
 
     @classmethod
     def open(cls, note: str, verifier: Verifier) -> Self:
@@ -292,41 +99,9 @@ class Checkpoint:
         lines = open_note(note, verifier).split("\n")
         try:
             origin, size, root, _ = lines
-            decoded = _unbase64(root)
+            decoded = from_base64(root)
         except ValueError:
             raise Malformed("checkpoint: must have three lines: origin, size, root") from None
         if not _SIZE.fullmatch(size):
             raise Malformed(f"checkpoint: size must be a plain number (got {size!r})")
         return cls(origin, int(size), decoded)
-
-
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode()
-
-
-def _unbase64(text: str) -> bytes:
-    """The bytes of a base64 text (RFC 4648 section 4), which must be the only one for them."""
-    data = base64.b64decode(text, validate=True)
-    if _base64(data) != text:
-        raise ValueError("not canonical base64")
-    return data
-
-
-def _create(path: Path, text: str, mode: int) -> None:
-    """A new file, durable; removed again if it cannot be written whole."""
-    try:
-        number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    except FileExistsError:
-        raise ConfigError(
-            f"{path}: exists already", "a key is never overwritten; choose another file"
-        ) from None
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}", "choose a folder that can be written") from error
-    try:
-        with os.fdopen(number, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        path.unlink(missing_ok=True)
-        raise ConfigError(f"{path}: {error.strerror}", "free some space, then try again") from error

@@ -26,7 +26,8 @@ from pydicom.datadict import dictionary_VR
 
 from models.errors import DataError
 from silos.dicom import index as store
-from silos.dicom.decode import Reason, Unusable, read_header
+from silos.dicom.decode import picture_flaw
+from silos.dicom.header import Reason, UnreadableFile, read_header
 
 ATTRIBUTES = (
     "SOPInstanceUID",
@@ -233,8 +234,9 @@ def _row(root: Path, path: str, stamp: tuple[int, int], columns: Sequence[str]) 
     texts: dict[str, str] = {}
     reason: Reason | None
     try:
-        texts, reason = read_header(root / path, columns)
-    except Unusable as error:
+        texts = read_header(root / path, columns)
+        reason = picture_flaw(texts)
+    except UnreadableFile as error:
         reason = error.reason
     except OSError:
         reason, stamp = Reason.UNREADABLE, (stamp[0], _AGAIN)

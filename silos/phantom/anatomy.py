@@ -31,7 +31,7 @@ class Scanner:
     """How one hospital's scanner and protocol look; what makes hospitals differ from each other."""
 
     gamma: float  # exponent on tissue brightness
-    csf: float  # brightness of fluid, 0..1
+    csf: float  # brightness of fluid, 0..1: dark where the sequence suppresses it, bright where not
     scalp: float  # brightness of fat, 0..1
     bias: float  # strength of the coil's uneven brightness
     noise: float  # standard deviation, in units of the brightest tissue

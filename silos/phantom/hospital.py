@@ -13,7 +13,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 from models.errors import ConfigError
-from models.ledger.note import Signer
+from models.ledger import Signer
 from silos.cohort import is_held_out, patient_hash
 from silos.config import Site
 from silos.phantom import paperwork

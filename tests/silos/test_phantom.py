@@ -22,7 +22,7 @@ from pydicom.uid import (
 from torch import nn
 
 from models.errors import ConfigError
-from models.ledger.note import Signer, Verifier
+from models.ledger import Signer, Verifier
 from silos import cohort
 from silos.config import Site
 from silos.phantom import STYLES, write_hospital
@@ -298,16 +298,15 @@ def logistic(features: Array, ill: Array, others: Array) -> Array:
     return (others - mean) / sd @ weights
 
 
-def small_cnn(images: Array, ill: Array, others: Array, epochs: int = 20) -> Array:
+def small_cnn(images: Array, ill: Array, others: Array, epochs: int = 12) -> Array:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         layers, width = [], 1
-        for channels in (16, 32, 64, 64):
-            stride = 2 if channels < 64 else 1
+        for channels, stride in ((8, 2), (16, 2), (32, 2), (32, 1)):
             layers += [nn.Conv2d(width, channels, 3, stride, 1), nn.GroupNorm(8, channels), nn.ReLU()]
             width = channels
         network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 1))
-        step = torch.optim.Adam(network.parameters(), 2e-3)
+        step = torch.optim.Adam(network.parameters(), 4e-3)
         x, y = torch.from_numpy(images), torch.from_numpy(ill.astype(np.float32))
         for _ in range(epochs):
             for batch in torch.randperm(len(x)).split(8):
@@ -320,12 +319,12 @@ def small_cnn(images: Array, ill: Array, others: Array, epochs: int = 20) -> Arr
 
 
 def test_the_lesions_are_learnt_from_their_shape_and_not_from_brightness(tmp_path: Path) -> None:
-    write_hospital(tmp_path / "north", name="north", patients=90, style=0)
+    write_hospital(tmp_path / "north", name="north", patients=80, style=0)
     found = joined(tmp_path / "north")
     images = np.stack([apply_rescale(image.pixel_array, image) for image, _ in found]).astype(np.float32)
     ill = np.array([label == "lesion" for _, label in found])
     patients = np.unique([image.PatientID for image, _ in found])
-    train = np.isin([image.PatientID for image, _ in found], patients[:60])
+    train = np.isin([image.PatientID for image, _ in found], patients[:56])
 
     flat = images.reshape(len(images), -1)
     features = np.stack([flat.mean(1), flat.std(1), flat.max(1), np.percentile(flat, 99, axis=1)], axis=1)

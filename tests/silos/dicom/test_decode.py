@@ -1,10 +1,8 @@
-"""Pixels come out as they went in, and a hostile file comes out as one exception with a reason."""
+"""Pixels come out as they went in, and a hostile picture comes out as one exception with a reason."""
 
 import logging
-import pickle
 import struct
 import tracemalloc
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,8 @@ from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
 
 from models.errors import DataError
-from silos.dicom.decode import MAX_INFLATED, PLUGINS, Reason, Unusable, read_header, read_image
+from silos.dicom.decode import PLUGINS, read_image
+from silos.dicom.header import Reason, UnreadableFile
 from silos.dicom.scan import scan
 
 Make = Callable[..., Path]
@@ -39,7 +38,7 @@ def noise(dtype: str) -> Any:
 
 
 def refusal(path: Path) -> Reason:
-    with pytest.raises(Unusable, match=path.name) as caught:
+    with pytest.raises(UnreadableFile, match=path.name) as caught:
         read_image(path)
     assert isinstance(caught.value, DataError)
     return caught.value.reason
@@ -169,50 +168,6 @@ def test_a_codestream_that_claims_a_huge_frame_is_refused(make: Make, tmp_path: 
     assert refusal(path) == Reason.PIXELS
 
 
-def test_a_deflated_bomb_is_inflated_no_further_than_the_limit(make: Make, tmp_path: Path) -> None:
-    path = make(tmp_path / "bomb", syntax=uid.DeflatedExplicitVRLittleEndian)
-    head = path.read_bytes()
-    head = head[: 132 + 12 + struct.unpack_from("<I", head, 140)[0]]
-    engine = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
-    path.write_bytes(head + engine.compress(bytes(4 * MAX_INFLATED)) + engine.flush())
-    assert path.stat().st_size < 300_000
-    tracemalloc.start()
-    try:
-        assert refusal(path) == Reason.UNREADABLE
-        assert tracemalloc.get_traced_memory()[1] < 2.5 * MAX_INFLATED
-    finally:
-        tracemalloc.stop()
-
-
-def nested(depth: int) -> bytes:
-    """An undefined-length sequence within a sequence within..., explicit little endian."""
-    start = b"\x40\x00\x30\xa7SQ\x00\x00\xff\xff\xff\xff" + b"\xfe\xff\x00\xe0\xff\xff\xff\xff"
-    end = b"\xfe\xff\x0d\xe0\x00\x00\x00\x00" + b"\xfe\xff\xdd\xe0\x00\x00\x00\x00"
-    return start * depth + end * depth
-
-
-def test_sequences_nested_without_end_are_refused(make: Make, tmp_path: Path) -> None:
-    path = make(tmp_path / "deep")
-    content = path.read_bytes()
-    at = content.index(b"\xe0\x7f\x10\x00OW")
-    path.write_bytes(content[:at] + nested(20) + content[at:])
-    assert read_image(path).shape == (32, 48)
-    path.write_bytes(content[:at] + nested(5000) + content[at:])
-    assert refusal(path) == Reason.UNREADABLE
-
-
-def test_a_file_cut_anywhere_is_refused_in_words_and_never_crashes(make: Make, tmp_path: Path) -> None:
-    for syntax in (uid.ExplicitVRLittleEndian, uid.DeflatedExplicitVRLittleEndian, uid.JPEG2000Lossless):
-        path = make(tmp_path / "cut", syntax=syntax)
-        content = path.read_bytes()
-        seen = set()
-        for length in range(0, len(content) - 1, 17):
-            path.write_bytes(content[:length])
-            seen.add(refusal(path))
-        assert seen <= {Reason.NOT_DICOM, Reason.TRUNCATED, Reason.NO_IMAGE}
-        assert Reason.TRUNCATED in seen
-
-
 def test_random_damage_is_refused_or_decoded_and_nothing_else_escapes(make: Make, tmp_path: Path) -> None:
     random = np.random.default_rng(7)
     content = np.frombuffer(make(tmp_path / "whole").read_bytes(), np.uint8)
@@ -223,7 +178,7 @@ def test_random_damage_is_refused_or_decoded_and_nothing_else_escapes(make: Make
         path.write_bytes(damaged.tobytes())
         try:
             assert np.isfinite(read_image(path)).all()
-        except Unusable:
+        except UnreadableFile:
             refused += 1
     assert 0 < refused < 300
 
@@ -237,19 +192,18 @@ def test_a_damaged_codestream_is_refused(make: Make, tmp_path: Path) -> None:
     )
 
 
-def test_what_the_libraries_say_of_a_file_goes_nowhere(
+def test_what_the_decoders_say_of_a_picture_goes_nowhere(
     make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with config.disable_value_validation():
-        odd = make(tmp_path / "odd", SOPInstanceUID="1.2.NOT-A-UID")
     junk = make(tmp_path / "junk", syntax=uid.JPEGLSLossless, PixelData=encapsulate([b"no picture at all"]))
     fragile = make(tmp_path / "fragile", syntax=uid.JPEG2000Lossless)
-    content = fragile.read_bytes()
-    fragile.write_bytes(content[:-600] + bytes(550) + content[-50:])
+    broken = make(tmp_path / "broken", syntax=uid.JPEGLSLossless)
+    for path in (fragile, broken):
+        content = path.read_bytes()
+        path.write_bytes(content[:-600] + (bytes(550) if path == fragile else b"\xff" * 550) + content[-50:])
     caplog.clear()
     with caplog.at_level(logging.DEBUG):
-        assert read_header(odd, ["SOPInstanceUID"])[0] == {"SOPInstanceUID": "1.2.NOT-A-UID"}
-        refusal(junk)
+        assert refusal(junk) == refusal(broken) == Reason.PIXELS
         read_image(fragile)
     assert not caplog.records
     assert capfd.readouterr() == ("", "")
@@ -260,39 +214,13 @@ def test_a_missing_file_is_a_data_error(tmp_path: Path) -> None:
     assert refusal(tmp_path / "gone") == Reason.UNREADABLE
 
 
-def test_a_refusal_survives_the_way_back_from_a_worker() -> None:
-    error = pickle.loads(pickle.dumps(Unusable("a/b", Reason.PIXELS, "why")))
-    assert (error.reason, str(error), error.wire_code) == (
-        Reason.PIXELS,
-        "a/b: pixels unreadable (why)",
-        "data",
-    )
-
-
-def test_only_the_attributes_asked_for_are_read(make: Make, tmp_path: Path) -> None:
-    path = make(tmp_path / "image", InstanceNumber="007", ImageType=["ORIGINAL", "PRIMARY"])
-    attributes, flaw = read_header(path, ["InstanceNumber", "ImageType", "Modality", "AccessionNumber"])
-    assert flaw is None
-    assert attributes == {
-        "InstanceNumber": "7",
-        "ImageType": "ORIGINAL\\PRIMARY",
-        "Modality": "MR",
-        "AccessionNumber": "",
-    }
-
-
-def test_text_in_another_alphabet_is_read(make: Make, tmp_path: Path) -> None:
-    path = make(tmp_path / "image", SpecificCharacterSet="ISO_IR 192", PatientID="Größe-Ж")
-    assert read_header(path, ["PatientID"])[0] == {"PatientID": "Größe-Ж"}
-
-
 @pytest.mark.zoo
 def test_every_image_of_the_zoo_decodes_or_is_refused(zoo: Path, tmp_path: Path) -> None:
     decoded, refused = 0, set()
     for path in sorted(path for path in zoo.rglob("*") if path.is_file()):
         try:
             image = read_image(path)
-        except Unusable as error:
+        except UnreadableFile as error:
             refused.add(error.reason)
         else:
             assert image.ndim == 2

@@ -1,0 +1,102 @@
+"""Writing that survives a power cut: whole files, their names, and a lock for the one who writes.
+
+What a program writes is in memory first. It is on the disk once the system has synced the file, and the
+file's name is there once its folder is synced too. Every function here returns after both, or raises
+`OSError`; a file that was there before is then still whole.
+
+    publish(Path("checkpoint"), b"...")     # a reader sees the old file or the new one, never half of one
+"""
+
+import os
+from pathlib import Path
+
+from models.errors import Locked
+
+
+def write_all(number: int, content: bytes) -> None:
+    """Write every byte to an open file; `os.write` alone may write fewer, and never more than 2 GiB.
+
+    Args:
+        number: File descriptor.
+        content: The bytes; not durable until the file is synced.
+    """
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(number, rest) :]
+
+
+def create(path: Path, content: bytes, mode: int = 0o644) -> None:
+    """Make a new file, durably; it is removed again if that fails.
+
+    Args:
+        path: The file.
+        content: All of it.
+        mode: Who may use it, from the first moment on.
+
+    Raises:
+        FileExistsError: It is there already; nothing is overwritten.
+        OSError: It could not be made durable.
+    """
+    number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        _fill(number, content)
+        sync_folder(path.parent)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def publish(path: Path, content: bytes) -> None:
+    """Put a whole file in place of the one that may be there, durably.
+
+    Args:
+        path: The file; its folder must exist. Until the file is whole it is `<name>.new`.
+        content: All of it.
+    """
+    draft = path.with_name(f"{path.name}.new")
+    _fill(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), content)
+    rename(draft, path)
+
+
+def rename(draft: Path, path: Path) -> None:
+    """Give a file or folder its name, durably; the two lie in the same folder."""
+    os.rename(draft, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def lock(path: Path) -> int:
+    """Take a lock that ends with the process, or when the returned file descriptor is closed.
+
+    Raises:
+        Locked: Somebody has it.
+    """
+    import fcntl  # here, so that a ledger can be read where this does not exist
+
+    number = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(number)
+        if isinstance(error, BlockingIOError):
+            hint = "stop that one first"
+            raise Locked(f"{path.parent}: is being written by another process", hint) from None
+        raise
+    return number
+
+
+def _fill(number: int, content: bytes) -> None:
+    """Write and sync an open file, and close it."""
+    try:
+        write_all(number, content)
+        os.fsync(number)
+    finally:
+        os.close(number)

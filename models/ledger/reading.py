@@ -1,0 +1,169 @@
+"""Reading a ledger: every changed, removed, added or reordered line that its signed head covers is found.
+
+    ledger.jsonl          one line per event, each naming the hash of the line before; only ever appended to
+    checkpoint            how many lines there are and the root of their tree, signed (replaced as a whole)
+    manifests/<sha>.json  long lists that a line names by digest, written before that line
+
+    opened = read(folder, Verifier.parse(vkey))     # raises if one byte of the past has changed
+
+This needs neither a private key nor the writer's lock. What one folder cannot show is that all of it,
+checkpoint included, was replaced by an older copy: for that, other parties keep the heads they have seen.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from models.errors import BadSignature, LedgerError, Malformed, Rewritten
+from models.ledger.canonical import digest
+from models.ledger.events import START, Event, Record, is_digest
+from models.ledger.keys import Verifier
+from models.ledger.merkle import Tree
+from models.ledger.note import Checkpoint
+
+LINES, CHECKPOINT, MANIFESTS = "ledger.jsonl", "checkpoint", "manifests"
+TAMPERED = "keep the folder as it is, for whoever investigates, and restore a backup elsewhere"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A ledger that was read and verified.
+
+    Attributes:
+        folder: Where it is.
+        verifier: The key that its head was checked against.
+        records: The lines that the signed head covers; nothing else is evidence.
+        pending: Well-formed lines after them, not signed yet: a writer at work, a crash, or somebody
+            without the key.
+        incomplete: Whether the file ends in the middle of a line.
+        head: The signed head.
+        note: Its signed text.
+        tree: Merkle tree of `records`.
+    """
+
+    folder: Path
+    verifier: Verifier
+    records: Sequence[Record]
+    pending: Sequence[Record]
+    incomplete: bool
+    head: Checkpoint
+    note: str
+    tree: Tree
+
+    @property
+    def unsigned(self) -> int:
+        """Number of lines beyond the signed head."""
+        return len(self.pending)
+
+    @property
+    def signed_bytes(self) -> int:
+        """Length of `records` in `ledger.jsonl`."""
+        return sum(len(record.line) + 1 for record in self.records)
+
+    def manifest(self, name: str) -> bytes:
+        """What was stored under this digest; see `read_manifest`."""
+        return read_manifest(self.folder, name)
+
+
+def read(folder: Path | str, verifier: Verifier | None = None) -> Opened:
+    """Verify a ledger, without its private key and without its lock: for auditors.
+
+    Args:
+        folder: The ledger's folder.
+        verifier: The key that the party was enrolled with. Without it the key that the ledger itself names
+            is used, which only shows that the ledger agrees with itself, not whose it is.
+
+    Raises:
+        Rewritten: The lines are not those that were signed; the message names the line.
+        BadSignature: The head is not signed by that key.
+        Malformed: The head, or the key in line 1, cannot be read.
+        LedgerError: There is no ledger, or it cannot be read.
+    """
+    folder = Path(folder)
+    path = folder / LINES
+    # The checkpoint first: a writer at work can then only have added lines that it does not cover.
+    signed = _load(folder / CHECKPOINT)
+    *lines, rest = _load(path).split(b"\n")
+    records = _chain(path, lines)
+    if not records:
+        raise rewritten(path, "line 1 is missing")
+    opening = records[0].body
+    try:
+        verifier = verifier or Verifier.parse(str(opening.get("vkey")))
+        note = signed.decode()
+        head = Checkpoint.open(note, verifier)
+    except UnicodeDecodeError:
+        raise Malformed(f"{folder / CHECKPOINT}: is not UTF-8 text", TAMPERED) from None
+    except (BadSignature, Malformed) as error:
+        raise type(error)(f"{folder / CHECKPOINT}: {error}", TAMPERED) from error
+    if (opening.get("origin"), opening.get("vkey")) != (head.origin, verifier.vkey):
+        raise rewritten(path, "line 1 names another origin or key than the signed head")
+    covered, pending = records[: head.size], records[head.size :]
+    if len(covered) < head.size:
+        raise rewritten(path, f"line {len(covered) + 1} is missing; {head.size} were signed")
+    tree = Tree()
+    for record in covered:
+        tree.append(record.leaf)
+    if tree.root() != head.root:
+        raise rewritten(path, f"lines 1 to {head.size} are not those that were signed")
+    return Opened(folder, verifier, covered, pending, bool(rest), head, note, tree)
+
+
+def read_manifest(folder: Path, name: str) -> bytes:
+    """A long list that a line names by its digest.
+
+    Args:
+        folder: The ledger's folder.
+        name: SHA-256 of the list, 64 hex digits.
+
+    Raises:
+        Malformed: That is no digest.
+        LedgerError: It is not kept here.
+        Rewritten: The file is no longer what was stored.
+    """
+    if not is_digest(name):  # a name from another party must not walk through the disk
+        raise Malformed(f"manifest {name[:80]!r}: is not a SHA-256 of 64 hex digits")
+    path = folder / MANIFESTS / f"{name}.json"
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise LedgerError(f"{path}: {error.strerror}", "the line that names it still stands") from error
+    if digest(content) != name:
+        raise rewritten(path, "is not what was stored under this name")
+    return content
+
+
+def rewritten(path: Path, what: str) -> Rewritten:
+    """The error that says what in this file is not what was written."""
+    return Rewritten(f"{path}: {what}", TAMPERED)
+
+
+def _chain(path: Path, lines: Sequence[bytes]) -> list[Record]:
+    """Read lines, each of which must continue the one before."""
+    records: list[Record] = []
+    prev = START
+    for seq, line in enumerate(lines):
+        try:
+            record = Record.parse(line)
+        except ValueError as error:
+            raise rewritten(path, f"line {seq + 1} {error}") from None
+        if (record.seq, record.prev) != (seq, prev):
+            what = "one of the two was changed, or lines were removed, added or moved"
+            raise rewritten(path, f"line {seq + 1} does not continue line {seq}: {what}")
+        if (record.event is Event.LOG_OPENED) != (seq == 0):
+            raise rewritten(path, f"line {seq + 1} must {'not ' if seq else ''}be log.opened")
+        records.append(record)
+        prev = record.leaf.hex()
+    return records
+
+
+def _load(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        folder = path.parent
+        if (folder / LINES).exists() or (folder / CHECKPOINT).exists():
+            raise rewritten(path, "is missing") from None
+        raise LedgerError(f"{folder}: there is no ledger here", "give the ledger's folder") from None
+    except OSError as error:
+        raise LedgerError(f"{path}: {error.strerror}", "see that this user may read the folder") from error

@@ -1,0 +1,412 @@
+"""What the image cache promises: each image decoded once, never the wrong one, for its owner only."""
+
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models import tasks
+from models.errors import DataError
+from models.plan import Classification, Plan
+from silos import cohort, dataset
+from silos.cohort import Cohort
+from silos.config import Site
+from silos.dataset import Dataset
+from silos.dicom.decode import read_image
+from silos.dicom.header import Reason, UnreadableFile
+from silos.dicom.scan import scan
+
+IMAGES = 36
+
+Read = Callable[[Path], np.ndarray]
+
+
+class Hospital:
+    """A copy of a make-believe hospital's images, and what a study makes of them."""
+
+    def __init__(self, site: Site, plan: Plan, folder: Path) -> None:
+        self.root, self.work = folder / "dicom", folder / "work"
+        self._data, self.plan = site.data, plan
+        shutil.copytree(site.data.root, self.root)
+
+    @property
+    def cache(self) -> Path:
+        return self.work / "cache"
+
+    def task(self, **changes: Any) -> Classification:
+        return Classification.model_validate(self.plan.task.model_dump() | changes)
+
+    def cohort(self) -> Cohort:
+        join = list(self._data.labels.join)
+        found = scan(self.root, self.work / "index.sqlite", modality=["MR"], attributes=join)
+        return cohort.match(found.instances, self._data, self.plan.task.classes, found.left_out)
+
+    def prepare(self, cases: Cohort | None = None, **changes: Any) -> Dataset:
+        settings = self.task(**changes)
+        return dataset.prepare(cases or self.cohort(), self.root, self.cache, settings, tasks.task(settings))
+
+    def check(self, found: Dataset, **changes: Any) -> None:
+        """Every image and class of both sides is that of the file it belongs to."""
+        task = tasks.task(self.task(**changes))
+        for held_out, side in ((False, found.train), (True, found.held_out)):
+            cases = found.cohort.side(held_out)
+            rows = side.take(np.arange(len(cases)))
+            assert rows.shape == (len(cases), 1, *self.task(**changes).size)
+            assert rows.dtype == np.float32
+            for path, row in zip(cases["path"], rows, strict=True):
+                assert row.tobytes() == task.prepare(read_image(self.root / path)).tobytes()
+            assert side.targets.tolist() == cases["target"].tolist()
+            assert side.targets.dtype == np.int64
+
+    def images_file(self) -> Path:
+        (path,) = self.cache.glob("*/images.f32")
+        return path
+
+
+@pytest.fixture
+def hospital(phantom: Callable[[int], Site], make_plan: Callable[..., Plan], tmp_path: Path) -> Hospital:
+    return Hospital(phantom(0), make_plan(), tmp_path)
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files that are decoded from now on."""
+    names: list[str] = []
+
+    def counting(path: Path) -> np.ndarray:
+        names.append(path.name)
+        return read_image(path)
+
+    monkeypatch.setattr(dataset, "read_image", counting)
+    return names
+
+
+def rewrite(path: Path, old: Path) -> None:
+    """Another image comes to lie where one was, as when a hospital exports again."""
+    stamp = old.stat().st_mtime_ns
+    shutil.copy(old, path)
+    os.utime(path, ns=(stamp + 1_000_000_000, stamp + 1_000_000_000))
+
+
+# --- what is in it ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"size": [24, 20]}, {"size": [40, 40]}, {"percentiles": None, "window": [500.0, 1000.0]}],
+)
+def test_every_row_is_the_prepared_image_of_its_own_case(hospital: Hospital, changes: dict[str, Any]) -> None:
+    found = hospital.prepare(**changes)
+    assert len(found.train.targets) + len(found.held_out.targets) == IMAGES
+    assert len(found.held_out.targets) > 0
+    hospital.check(found, **changes)
+
+
+def test_images_can_be_taken_in_any_order_and_more_than_once(hospital: Hospital) -> None:
+    train = hospital.prepare().train
+    everything = train.take(np.arange(len(train.targets)))
+    rows = np.array([7, 0, 7, 3])
+    np.testing.assert_array_equal(train.take(rows), everything[rows])
+
+
+def test_what_is_taken_is_a_copy_that_training_may_change(hospital: Hospital) -> None:
+    found = hospital.prepare()
+    taken = found.train.take(np.arange(3))
+    taken[:] = -1
+    hospital.check(found)
+
+
+def test_a_cohort_without_cases_has_no_images(hospital: Hospital) -> None:
+    everybody = hospital.cohort()
+    nobody = everybody.without(dict.fromkeys(everybody.cases["path"], "gone"))
+    found = hospital.prepare(nobody)
+    assert (len(found.train.targets), len(found.held_out.targets)) == (0, 0)
+    assert found.train.take(np.arange(0)).shape == (0, 1, 16, 16)
+
+
+# --- decoding once ------------------------------------------------------------------------------------
+
+
+def test_the_second_time_nothing_is_decoded_and_the_images_are_the_same(
+    hospital: Hospital, decoded: list[str]
+) -> None:
+    hospital.prepare()
+    assert len(decoded) == IMAGES
+    decoded.clear()
+    hospital.check(hospital.prepare())
+    assert decoded == []
+
+
+def test_a_changed_file_is_prepared_anew_and_no_other(hospital: Hospital, decoded: list[str]) -> None:
+    cases = hospital.prepare().cohort.cases["path"]
+    changed = hospital.root / cases.iloc[5]
+    before = read_image(changed)
+    source = read_image(hospital.root / cases.iloc[30])
+    assert not np.array_equal(before, source)
+    _exchange_pixels(changed, hospital.root / cases.iloc[30])
+    decoded.clear()
+    found = hospital.prepare()
+    assert decoded == [changed.name]
+    np.testing.assert_array_equal(read_image(changed), source)
+    hospital.check(found)
+
+
+def _exchange_pixels(path: Path, other: Path) -> None:
+    """The header stays, so that the label does; the pixels are another image's."""
+    import pydicom
+
+    image = pydicom.dcmread(path)
+    image.PixelData = pydicom.dcmread(other).PixelData
+    for keyword in ("RescaleSlope", "RescaleIntercept"):
+        setattr(image, keyword, getattr(pydicom.dcmread(other), keyword))
+    stamp = path.stat().st_mtime_ns + 1_000_000_000
+    image.save_as(path)
+    os.utime(path, ns=(stamp, stamp))
+
+
+def test_new_files_are_added_and_the_old_ones_not_decoded_again(
+    hospital: Hospital, decoded: list[str]
+) -> None:
+    everybody = hospital.cohort()
+    late = list(everybody.cases["path"][::3])
+    hospital.prepare(everybody.without(dict.fromkeys(late, "not yet here")))
+    decoded.clear()
+    hospital.check(hospital.prepare())
+    assert sorted(decoded) == sorted(Path(path).name for path in late)
+
+
+def test_a_file_that_is_gone_leaves_the_others_as_they_were(hospital: Hospital, decoded: list[str]) -> None:
+    cases = hospital.prepare().cohort.cases["path"]
+    (hospital.root / cases.iloc[0]).unlink()
+    decoded.clear()
+    found = hospital.prepare()
+    assert decoded == []
+    assert len(found.cohort.cases) == IMAGES - 1
+    hospital.check(found)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"size": [24, 24]}, {"percentiles": [2, 98]}, {"percentiles": None, "window": [500.0, 1000.0]}],
+)
+def test_another_preparation_has_another_cache(
+    hospital: Hospital, decoded: list[str], changes: dict[str, Any]
+) -> None:
+    hospital.prepare()
+    decoded.clear()
+    hospital.check(hospital.prepare(**changes), **changes)
+    assert len(decoded) == IMAGES
+    assert len(list(hospital.cache.iterdir())) == 2
+    decoded.clear()
+    hospital.check(hospital.prepare())
+    assert decoded == []
+
+
+def test_what_does_not_change_an_image_does_not_change_the_cache(
+    hospital: Hospital, decoded: list[str]
+) -> None:
+    hospital.prepare()
+    decoded.clear()
+    hospital.check(hospital.prepare(augment=True, network={"name": "resnet18"}))
+    assert decoded == []
+
+
+def test_progress_counts_the_images_that_are_not_there_yet(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataset, "_BATCH", 16)
+    settings, told = hospital.task(), []
+    for _ in range(2):
+        dataset.prepare(
+            hospital.cohort(),
+            hospital.root,
+            hospital.cache,
+            settings,
+            tasks.task(settings),
+            lambda done, total: told.append((done, total)),
+        )
+    assert told == [(16, 36), (32, 36), (36, 36)]
+
+
+# --- trouble ------------------------------------------------------------------------------------------
+
+
+def test_unreadable_pixels_are_left_out_and_counted_and_the_rest_is_right(hospital: Hospital) -> None:
+    paths = hospital.cohort().cases["path"]
+    everybody = hospital.cohort()
+    for path in paths[[0, 10, 35]]:  # damaged after the scan has seen them
+        file = hospital.root / path
+        file.write_bytes(file.read_bytes()[:-100])
+    found = hospital.prepare(everybody)
+    assert len(found.cohort.cases) == IMAGES - 3
+    assert sum(found.cohort.left_out.values()) == 3
+    assert set(found.cohort.left_out) <= {reason.value for reason in Reason}
+    hospital.check(found)
+
+
+def test_an_image_that_could_not_be_reached_once_is_there_the_next_time(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network drive that hiccups must not cost a patient for ever."""
+    unreachable = hospital.cohort().cases["path"].iloc[3]
+
+    def failing(path: Path) -> np.ndarray:
+        if path == hospital.root / unreachable:
+            raise UnreadableFile(path, Reason.UNREADABLE, "Stale file handle")
+        return read_image(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dataset, "read_image", failing)
+        assert hospital.prepare().cohort.left_out == {Reason.UNREADABLE.value: 1}
+    found = hospital.prepare()
+    assert found.cohort.left_out == {}
+    hospital.check(found)
+
+
+@pytest.mark.parametrize("after", [0, 1, 5, 17, 35])
+def test_work_that_was_interrupted_goes_on_where_it_stopped_and_loses_and_doubles_nothing(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch, decoded: list[str], after: int
+) -> None:
+    monkeypatch.setattr(dataset, "_BATCH", 5)
+    counting = dataset.read_image
+
+    def dying(path: Path) -> np.ndarray:
+        if len(decoded) == after:
+            raise KeyboardInterrupt
+        return counting(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dataset, "read_image", dying)
+        with pytest.raises(KeyboardInterrupt):
+            hospital.prepare()
+    decoded.clear()
+    found = hospital.prepare()
+    assert len(decoded) == IMAGES - after // 5 * 5
+    assert len(found.train.targets) + len(found.held_out.targets) == IMAGES
+    hospital.check(found)
+    assert hospital.images_file().stat().st_size == IMAGES * 4 * 16 * 16
+
+
+def test_half_a_row_that_a_killed_process_left_behind_does_no_harm(
+    hospital: Hospital, decoded: list[str]
+) -> None:
+    everybody = hospital.cohort()
+    first = everybody.without(dict.fromkeys(everybody.cases["path"][20:], "not yet here"))
+    hospital.prepare(first)
+    with hospital.images_file().open("ab") as file:
+        file.write(b"\x01" * 1500)
+    hospital.check(hospital.prepare(first))  # as when another study needs no more images
+    hospital.check(hospital.prepare(everybody))
+    assert len(decoded) == IMAGES
+
+
+def test_images_that_somebody_deleted_are_decoded_again(hospital: Hospital) -> None:
+    everybody = hospital.cohort()
+    hospital.prepare(everybody.without(dict.fromkeys(everybody.cases["path"][20:], "not yet here")))
+    hospital.images_file().unlink()
+    hospital.check(hospital.prepare(everybody))
+    hospital.images_file().unlink()
+    hospital.check(hospital.prepare(everybody))
+
+
+def test_two_processes_that_fill_one_cache_never_mix_up_its_rows(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when somebody previews a study while the silo decodes for it; the second may wait or give up."""
+    monkeypatch.setattr(dataset, "_BATCH", 8)
+    everybody = hospital.cohort()
+    backwards = replace(everybody, cases=everybody.cases[::-1].reset_index(drop=True))
+    halfway, go_on = threading.Event(), threading.Event()
+    read: list[str] = []
+
+    def slow(path: Path) -> np.ndarray:
+        if threading.current_thread().name == "first":
+            read.append(path.name)
+            if len(read) == 13:
+                halfway.set()
+                go_on.wait(30)
+        return read_image(path)
+
+    monkeypatch.setattr(dataset, "read_image", slow)
+    found: list[Dataset] = []
+    errors: list[Exception] = []
+
+    def work(cases: Cohort) -> None:
+        try:
+            found.append(hospital.prepare(cases))
+        except Exception as error:
+            errors.append(error)
+
+    first = threading.Thread(target=work, args=(everybody,), name="first")
+    second = threading.Thread(target=work, args=(backwards,), name="second")
+    first.start()
+    assert halfway.wait(30)
+    second.start()
+    second.join(0.5)
+    go_on.set()
+    first.join(30)
+    second.join(30)
+    assert not first.is_alive()
+    assert not second.is_alive()
+    assert all(isinstance(error, DataError) for error in errors)
+    assert found
+    for each in [*found, hospital.prepare(everybody)]:
+        hospital.check(each)
+
+
+def test_a_path_that_is_no_text_is_as_good_as_any(hospital: Hospital) -> None:
+    path = hospital.root / hospital.cohort().cases["path"].iloc[0]
+    try:
+        path.rename(path.with_name(os.fsdecode(b"Z\xfcrich.dcm")))
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    found = hospital.prepare()
+    assert found.cohort.cases["path"].map(os.fsencode).str.contains(b"Z\xfcrich").sum() == 1
+    hospital.check(found)
+    hospital.check(hospital.prepare())
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_cache_that_cannot_be_written_says_where_and_what_to_do(hospital: Hospital) -> None:
+    everybody = hospital.cohort()
+    hospital.cache.mkdir(mode=0o500)
+    with pytest.raises(DataError, match="run.work: the image cache") as caught:
+        hospital.prepare(everybody)
+    assert caught.value.hint
+
+
+def test_a_cache_whose_place_is_taken_says_where_and_what_to_do(hospital: Hospital) -> None:
+    everybody = hospital.cohort()
+    hospital.cache.write_text("not a folder")
+    with pytest.raises(DataError, match=f"run.work: the image cache {hospital.cache}") as caught:
+        hospital.prepare(everybody)
+    assert caught.value.hint
+
+
+def test_only_the_owner_can_read_the_cache(hospital: Hospital) -> None:
+    before = os.umask(0o022)
+    try:
+        hospital.prepare()
+    finally:
+        os.umask(before)
+    (folder,) = hospital.cache.iterdir()
+    assert folder.stat().st_mode & 0o777 == 0o700
+    files = [file for file in folder.iterdir() if file.is_file()]
+    assert {file.name for file in files} >= {"images.f32", "index.sqlite"}
+    for file in files:
+        assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_cache_that_others_could_read_is_closed_to_them(hospital: Hospital) -> None:
+    """As after a copy from another machine."""
+    hospital.prepare()
+    (folder,) = hospital.cache.iterdir()
+    folder.chmod(0o755)
+    hospital.prepare()
+    assert folder.stat().st_mode & 0o777 == 0o700

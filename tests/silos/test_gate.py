@@ -1,0 +1,433 @@
+"""What the one door promises: only what the policy names may leave, and the manifest says all of it."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.errors import (
+    ConfigError,
+    DataError,
+    DigestMismatch,
+    IntramuralError,
+    PolicyError,
+    Replayed,
+    Rule,
+    Unusable,
+)
+from models.exchange.documents import Agreement, Filter, Manifest, Refusal
+from models.exchange.spec import Spec, vector_digest
+from models.plan import Plan
+from silos import gate, privacy
+from silos.config import Policy
+
+POLICY: dict[str, Any] = {
+    "studies": ["demo"],
+    "tasks": ["classification"],
+    "metrics": ["loss", "auc"],
+    "min_patients": 5,
+    "max_rounds": 3,
+    "max_bytes": 10_000,
+    "clip": 1.0,
+}
+SPEC = Spec.of({"head.weight": (3, 4), "head.bias": (3,), "scale": (), "nothing": (0, 2)})
+SECRET = b"only this hospital knows it......"
+PATIENT = "Hollowbrook^Perpetua"
+
+MakePlan = Callable[..., Plan]
+Agree = Callable[..., Agreement]
+
+
+def policy(**changes: Any) -> Policy:
+    return Policy.model_validate(POLICY | changes)
+
+
+@pytest.fixture(scope="session")
+def agree(make_plan: MakePlan) -> Agree:
+    def make(coordinator_key: str = "key", initial: str = "1" * 64, **changes: Any) -> Agreement:
+        return Agreement(
+            plan=make_plan(**changes), coordinator_key=coordinator_key, initial=initial, spec=SPEC.digest
+        )
+
+    return make
+
+
+def delta(scale: float = 0.1) -> np.ndarray:
+    return (scale * np.random.default_rng(0).standard_normal(SPEC.size)).astype(np.float32)
+
+
+def update(**changes: Any) -> gate.Update:
+    usual: dict[str, Any] = {
+        "base": "2" * 64,
+        "delta": delta(),
+        "patients": 12,
+        "images": 321,
+        "evaluated_patients": 6,
+        "evaluated_images": 61,
+        "metrics": {"loss": 0.4567891, "auc": 0.8765432, "accuracy": 0.7654321},
+    }
+    return gate.Update(**usual | changes)
+
+
+def release(
+    what: gate.Update, agreement: Agreement, rules: Policy | None = None, rounds: int = 1
+) -> gate.Release:
+    return gate.release(
+        rules or policy(), agreement, what, SPEC, rounds=rounds, secret=SECRET, software={"python": "3.11"}
+    )
+
+
+def refused(rules: Policy, agreement: Agreement, approved: str | None = None, rounds_done: int = 0) -> str:
+    """The word that would leave."""
+    with pytest.raises(PolicyError) as caught:
+        gate.permit(rules, agreement, approved, rounds_done)
+    return gate.refusal(caught.value).code
+
+
+# --- which orders are followed ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", POLICY)
+def test_a_policy_that_leaves_a_permission_out_is_no_policy(key: str) -> None:
+    with pytest.raises(ConfigError, match=f"policy.toml: {key}: is required but missing"):
+        Policy.parse({k: v for k, v in POLICY.items() if k != key}, source="policy.toml")
+
+
+def test_an_order_that_the_policy_names_in_every_respect_is_followed(agree: Agree) -> None:
+    gate.permit(policy(), agree(), None, 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule"),
+    [
+        ({"studies": []}, Rule.STUDY_NOT_APPROVED),
+        ({"studies": ["demo-2", "dem"]}, Rule.STUDY_NOT_APPROVED),
+        ({"studies": ["demo@" + "0" * 64]}, Rule.STUDY_CHANGED),
+        ({"tasks": []}, Rule.TASK),
+        ({"tasks": ["segmentation", "classification-3d"]}, Rule.TASK),
+        ({"max_epsilon": 1000.0}, Rule.EPSILON),
+        ({"max_epsilon": 0.5, "noise": 1.0}, Rule.EPSILON),
+    ],
+)
+def test_what_the_policy_does_not_name_is_refused_with_the_rules_word(
+    agree: Agree, changes: dict[str, Any], rule: Rule
+) -> None:
+    assert refused(policy(**changes), agree()) == rule.value
+
+
+def test_the_last_allowed_round_is_followed_and_the_next_is_not(agree: Agree) -> None:
+    gate.permit(policy(max_rounds=3), agree(), None, 2)
+    assert refused(policy(max_rounds=3), agree(), rounds_done=3) == Rule.MAX_ROUNDS.value
+
+
+def test_rounds_are_followed_until_the_next_would_spend_more_epsilon_than_allowed(agree: Agree) -> None:
+    limit = privacy.epsilon(4.0, 3, 1e-5) + 1e-6
+    rules = policy(noise=4.0, max_epsilon=limit, max_rounds=100)
+    gate.permit(rules, agree(), None, 2)
+    assert refused(rules, agree(), rounds_done=3) == Rule.EPSILON.value
+
+
+def test_a_pinned_digest_lets_in_that_study_and_no_other_of_its_name(agree: Agree) -> None:
+    pinned = policy(studies=[f"demo@{agree().study}"])
+    gate.permit(pinned, agree(), None, 0)
+    assert refused(pinned, agree(rounds=6)) == Rule.STUDY_CHANGED.value
+
+
+def test_a_pinned_digest_holds_even_if_the_bare_name_stands_beside_it(agree: Agree) -> None:
+    rules = policy(studies=["demo", f"demo@{agree().study}"])
+    assert refused(rules, agree(rounds=6)) == Rule.STUDY_CHANGED.value
+
+
+def test_pinning_the_new_digest_approves_a_study_that_changed(agree: Agree) -> None:
+    old, new = agree(), agree(rounds=6)
+    assert refused(policy(), new, approved=old.study) == Rule.STUDY_CHANGED.value
+    gate.permit(policy(studies=[f"demo@{new.study}"]), new, old.study, 0)
+    gate.permit(policy(studies=[f"demo@{old.study}", f"demo@{new.study}"]), new, old.study, 0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"coordinator_key": "another"},
+        {"initial": "3" * 64},
+        {"rounds": 4},
+        {"seed": 1},
+        {"purpose": "find something else"},
+        {"metrics": ["loss", "accuracy"]},
+        {"max_norm": 200.0},
+        {"training": {"learning_rate": 0.2}},
+        {"task": {"classes": ["lesion", "none"]}},
+        {"strategy": {"name": "fedprox", "mu": 0.1}},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_a_study_approved_once_and_changed_later_is_refused(agree: Agree, changes: dict[str, Any]) -> None:
+    approved = agree().study
+    gate.permit(policy(), agree(), approved, 0)
+    assert refused(policy(), agree(**changes), approved=approved) == Rule.STUDY_CHANGED.value
+
+
+def test_another_study_has_its_own_approval(agree: Agree) -> None:
+    rules = policy(studies=["demo", "other@" + "0" * 64])
+    gate.permit(rules, agree(), None, 0)
+    assert refused(rules, agree(name="other")) == Rule.STUDY_CHANGED.value
+
+
+# --- which numbers leave ------------------------------------------------------------------------------
+
+
+def test_only_allowed_metrics_that_were_asked_for_leave_and_the_others_are_named(agree: Agree) -> None:
+    manifest = release(update(), agree(metrics=["accuracy", "auc"]), policy(metrics=["loss", "auc"])).manifest
+    assert manifest.metrics == {"auc": 0.877}
+    assert manifest.withheld == ["accuracy"]
+
+
+def test_a_policy_without_metrics_tells_none_and_not_how_many_were_evaluated(agree: Agree) -> None:
+    manifest = release(update(), agree(), policy(metrics=[])).manifest
+    assert (manifest.metrics, manifest.withheld, manifest.evaluated) == ({}, ["auc", "loss"], None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "least"), [({}, 5), ({"min_evaluated": 2}, 2), ({"min_evaluated": 9}, 9)]
+)
+def test_metrics_of_too_few_patients_are_withheld(agree: Agree, changes: dict[str, int], least: int) -> None:
+    few = release(update(evaluated_patients=least - 1), agree(), policy(**changes)).manifest
+    enough = release(update(evaluated_patients=least), agree(), policy(**changes)).manifest
+    assert (few.metrics, few.withheld, few.evaluated) == ({}, ["auc", "loss"], None)
+    assert (set(enough.metrics), enough.withheld) == ({"auc", "loss"}, [])
+
+
+@given(
+    measured=st.dictionaries(st.sampled_from(["loss", "auc", "accuracy", "secret"]), st.floats(), max_size=4),
+    allowed=st.sets(st.sampled_from(["loss", "auc", "accuracy"])),
+    wanted=st.lists(st.sampled_from(["loss", "auc", "accuracy"]), min_size=1),
+    decimals=st.integers(0, 6),
+)
+def test_every_metric_is_told_rounded_or_withheld_and_none_is_nan(
+    agree: Agree, measured: dict[str, float], allowed: set[str], wanted: list[str], decimals: int
+) -> None:
+    rules = policy(metrics=sorted(allowed), decimals=decimals)
+    manifest = release(update(metrics=measured), agree(metrics=wanted), rules).manifest
+    finite = {name for name, value in measured.items() if math.isfinite(value)}
+    assert set(manifest.metrics) == finite & allowed & set(wanted)
+    assert manifest.withheld == sorted(set(wanted) - set(manifest.metrics))
+    for name, told in manifest.metrics.items():
+        assert told == round(measured[name], decimals)
+    assert Manifest.decode(manifest.encode()) == manifest  # its JSON has no place for NaN
+
+
+def test_what_was_measured_beyond_the_studys_metrics_is_in_no_byte(agree: Agree) -> None:
+    encoded = release(update(metrics={"loss": 0.5, PATIENT: 0.1}), agree()).manifest.encode()
+    assert PATIENT.encode() not in encoded
+
+
+# --- how counts are told ------------------------------------------------------------------------------
+
+
+def bands() -> Iterator[tuple[int, int]]:
+    low = 1
+    while low <= 1_000_000:
+        low, high = gate.band(low)
+        yield low, high
+        low = high + 1
+
+
+def test_bands_are_disjoint_and_cover_every_count_up_to_a_million() -> None:
+    ends = list(bands())
+    assert ends[0][0] == 1
+    assert ends[-1][1] == 1_000_000
+    assert [low for low, _ in ends] == list(gate.BANDS)
+    assert all(gate.band(low) == gate.band(high) == (low, high) for low, high in ends)
+
+
+def test_no_band_is_so_narrow_that_it_tells_the_count() -> None:
+    assert min(high - low + 1 for low, high in bands()) >= 5
+
+
+@given(st.integers(1, 1_000_000))
+def test_every_count_lies_in_its_band(count: int) -> None:
+    low, high = gate.band(count)
+    assert low <= count <= high
+    assert gate.band(low) == gate.band(high) == (low, high)
+
+
+def test_nothing_is_a_band_of_its_own() -> None:
+    assert gate.band(0) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("weights", "unit", "low", "high"),
+    [("patients", "patients", 11, 19), ("images", "images", 200, 499), ("equal", "silos", 1, 1)],
+)
+def test_counts_are_told_as_bands_in_the_studys_unit(
+    agree: Agree, weights: str, unit: str, low: int, high: int
+) -> None:
+    manifest = release(update(patients=12, images=321), agree(weights=weights)).manifest
+    assert manifest.examples is not None
+    assert (manifest.examples.unit, manifest.examples.low, manifest.examples.high) == (unit, low, high)
+    assert manifest.evaluated is not None
+    assert (manifest.evaluated.low, manifest.evaluated.high) == (50, 99)
+
+
+def test_counts_are_exact_only_if_the_policy_says_exact(agree: Agree) -> None:
+    manifest = release(update(), agree(), policy(counts="exact")).manifest
+    assert manifest.examples is not None
+    assert manifest.evaluated is not None
+    assert (manifest.examples.low, manifest.examples.high) == (321, 321)
+    assert (manifest.evaluated.low, manifest.evaluated.high) == (61, 61)
+    banded = release(update(), agree()).manifest.encode()
+    assert b"321" not in banded.replace(manifest.spec.encode(), b"")
+
+
+def test_the_same_band_gives_the_same_manifest_whatever_the_count(agree: Agree) -> None:
+    manifests = {
+        release(
+            update(patients=p, images=i, evaluated_patients=e, evaluated_images=j), agree()
+        ).manifest.encode()
+        for p, i, e, j in ((11, 200, 5, 50), (19, 499, 7, 99), (12, 321, 6, 61))
+    }
+    assert len(manifests) == 1
+
+
+# --- what leaves of an update -------------------------------------------------------------------------
+
+
+def test_an_update_of_too_few_patients_stays(agree: Agree) -> None:
+    for patients in range(5):
+        with pytest.raises(PolicyError) as caught:
+            release(update(patients=patients), agree())
+        assert gate.refusal(caught.value).code == Rule.MIN_PATIENTS.value
+    assert release(update(patients=5), agree()).vector is not None
+
+
+def test_too_few_patients_are_refused_before_anything_is_trained() -> None:
+    gate.require_patients(policy(), 5)
+    with pytest.raises(PolicyError) as caught:
+        gate.require_patients(policy(), 4)
+    assert caught.value.rule is Rule.MIN_PATIENTS
+
+
+def test_an_update_of_more_bytes_than_allowed_stays(agree: Agree) -> None:
+    assert release(update(), agree(), policy(max_bytes=4 * SPEC.size)).vector is not None
+    with pytest.raises(PolicyError) as caught:
+        release(update(), agree(), policy(max_bytes=4 * SPEC.size - 1))
+    assert gate.refusal(caught.value).code == Rule.MAX_BYTES.value
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_an_update_with_nan_or_infinity_is_unusable(agree: Agree, wrong: float) -> None:
+    vector = delta()
+    vector[7] = wrong
+    with pytest.raises(Unusable) as caught:
+        release(update(delta=vector), agree())
+    assert gate.refusal(caught.value).code == "unusable"
+
+
+@pytest.mark.parametrize(("noise", "scale"), [(0.0, 0.1), (0.0, 100.0), (0.5, 0.1), (0.5, 100.0)])
+def test_the_manifest_lists_every_array_that_leaves_and_no_other(
+    agree: Agree, noise: float, scale: float
+) -> None:
+    released = release(update(delta=delta(scale)), agree(), policy(noise=noise))
+    manifest, vector = released.manifest, released.vector
+    assert vector is not None
+    assert vector.dtype == np.float32
+    assert manifest.matches(SPEC)
+    assert manifest.spec == SPEC.digest
+    assert manifest.digest == vector_digest(SPEC.digest, vector)
+    assert [t.name for t in manifest.tensors] == ["head.bias", "head.weight", "nothing", "scale"]
+    assert sum(t.bytes for t in manifest.tensors) == vector.nbytes
+    raw, start = vector.astype("<f4").tobytes(), 0
+    for tensor in manifest.tensors:
+        part = raw[start : start + 4 * math.prod(tensor.shape)]
+        start += len(part)
+        assert tensor.bytes == len(part)
+        assert tensor.sha256 == hashlib.sha256(part).hexdigest()
+        values = np.frombuffer(part, "<f4").astype(np.float64)
+        assert tensor.l2 == pytest.approx(math.sqrt(math.fsum(values**2)), rel=1e-12)
+    assert manifest.norm == pytest.approx(np.linalg.norm(vector.astype(np.float64)), rel=1e-12)
+
+
+def test_without_noise_no_update_is_longer_than_the_clip_and_a_short_one_is_untouched(agree: Agree) -> None:
+    long, short = release(update(delta=delta(100)), agree()), release(update(delta=delta(0.01)), agree())
+    assert long.vector is not None
+    assert np.linalg.norm(long.vector.astype(np.float64)) == pytest.approx(1.0)
+    assert long.manifest.norm is not None
+    assert long.manifest.norm <= 1.0
+    assert short.vector is not None
+    assert short.vector.tobytes() == delta(0.01).tobytes()
+    assert long.manifest.filters == short.manifest.filters == [Filter(name="clip", bound=1.0)]
+    assert long.manifest.privacy is None
+
+
+def test_noise_comes_after_the_clip_and_the_epsilon_of_all_rounds_is_told(agree: Agree) -> None:
+    rules = policy(clip=2.0, noise=1.5, delta=1e-6)
+    released = release(update(delta=delta(100)), agree(), rules, rounds=3)
+    clipped = privacy.clip(delta(100), 2.0)
+    assert released.vector is not None
+    assert released.vector.tobytes() == privacy.add_noise(clipped, 3.0, SECRET).tobytes()
+    assert released.manifest.filters == [Filter(name="clip", bound=2.0), Filter(name="noise", sd=3.0)]
+    assert released.manifest.privacy is not None
+    assert released.manifest.privacy.delta == 1e-6
+    assert released.manifest.privacy.epsilon == pytest.approx(privacy.epsilon(1.5, 3, 1e-6), abs=1e-6)
+
+
+def test_the_gate_leaves_the_hospitals_own_update_as_it_was(agree: Agree) -> None:
+    vector = delta(100)
+    before = vector.tobytes()
+    release(update(delta=vector), agree(), policy(noise=1.0))
+    assert vector.tobytes() == before
+
+
+def test_a_report_has_metrics_and_no_array_and_tells_nothing_of_training(agree: Agree) -> None:
+    released = release(update(delta=None, patients=1, images=3), agree())
+    manifest = released.manifest
+    assert released.vector is None
+    assert (manifest.digest, manifest.norm, manifest.tensors, manifest.filters) == (None, None, [], [])
+    assert (manifest.examples, manifest.privacy) == (None, None)
+    assert manifest.metrics == {"auc": 0.877, "loss": 0.457}
+    assert manifest.evaluated is not None
+
+
+# --- what is said when something is not done ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError(PATIENT), KeyError(PATIENT), OSError(2, "no such file", f"/dicom/{PATIENT}")]
+)
+def test_of_a_foreign_error_that_names_a_patient_one_word_leaves(error: Exception) -> None:
+    assert json.loads(gate.refusal(error).encode()) == {"code": "internal", "v": 1}
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (DataError(f"/dicom/{PATIENT}", PATIENT), "data"),
+        (ConfigError(PATIENT, PATIENT), "config"),
+        (PolicyError(Rule.TASK, PATIENT, PATIENT), "task-not-allowed"),
+        (DigestMismatch(PATIENT, PATIENT), "digest-mismatch"),
+        (Replayed(PATIENT, PATIENT, detail="round"), "replayed.round"),
+        (IntramuralError(PATIENT), "internal"),
+    ],
+)
+def test_of_our_own_errors_only_the_classs_word_leaves(error: IntramuralError, code: str) -> None:
+    error.__cause__ = ValueError(PATIENT)
+    assert json.loads(gate.refusal(error).encode()) == {"code": code, "v": 1}
+
+
+def kinds(kind: type[IntramuralError] = IntramuralError) -> Iterator[type[IntramuralError]]:
+    yield kind
+    for child in kind.__subclasses__():
+        yield from kinds(child)
+
+
+def test_every_error_and_every_rule_has_a_word_that_a_refusal_can_carry() -> None:
+    words = [kind.code for kind in kinds()] + [rule.value for rule in Rule]
+    assert len(words) > 20
+    for word in words:
+        assert Refusal(code=word).code == word
