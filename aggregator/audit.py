@@ -15,6 +15,8 @@ from models.errors import BadSignature, IntramuralError, LedgerError
 from models.exchange.statement import Statement, receipt_bytes, signing_bytes
 from models.ledger import Event, Opened, Record, Verifier, read
 
+_Peer = tuple[str | None, str]  # study and name
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -94,11 +96,11 @@ def verify(folder: Path | str, verifier: Verifier | None = None) -> Verdict:
         opened = read(folder, verifier)
     except (IntramuralError, OSError) as error:
         return Verdict(str(folder), verifier.name if verifier else "?", problems=[str(error)])
-    keys = _known_keys(opened)
+    peers = _peers(opened)
     statements, receipts, problems = 0, 0, []
     for record in opened.records:
         try:
-            found = _check_record(record, keys)
+            found = _check_record(record, opened, peers)
         except IntramuralError as error:
             problems.append(f"line {record.seq + 1}: {error}")
             continue
@@ -143,15 +145,16 @@ def reconcile(aggregator: Path | str, silo: Path | str) -> Reconciliation:
     theirs = read(aggregator)
     created = next((r for r in theirs.records if r.event == Event.STUDY_CREATED), None)
     if created is None or created.study is None:
-        raise LedgerError(
-            f"{aggregator}: is no ledger of a study", "give the ledger folder in the study's folder"
-        )
+        raise LedgerError(f"{aggregator}: is no ledger of a study", "give the ledger folder in the study's folder")
     study = created.study
     ours = read(silo)
     name = ours.verifier.name
     enrolled = {r.body["name"]: r.body["vkey"] for r in theirs.records if r.event == Event.SILO_ENROLLED}
     if enrolled.get(name, ours.verifier.vkey) != ours.verifier.vkey:
         raise BadSignature(f"{silo}: is not signed with the key that was enrolled for {name}")
+    known = _peers(ours).get((study, theirs.verifier.name), theirs.verifier)
+    if known != theirs.verifier:
+        raise BadSignature(f"{aggregator}: is not signed with the key that {name} approved")
 
     sent, got = _offered(theirs, study, name), _received(ours, study)
     answered, taken = _offered(ours, study, theirs.verifier.name), _received(theirs, study, name)
@@ -178,17 +181,17 @@ def reconcile(aggregator: Path | str, silo: Path | str) -> Reconciliation:
             "reply": agreed_replies[-1] if agreed_replies else None,
         },
         closed=any(
-            _statement(r).xid in taken
-            for r in ours.records
-            if r.event == Event.CLOSING_OFFERED and r.study == study
+            _statement(r).xid in taken for r in ours.records if r.event == Event.CLOSING_OFFERED and r.study == study
         ),
         problems=problems,
     )
 
 
-def _check_record(record: Record, keys: Mapping[str, Verifier]) -> tuple[int, int]:
+def _check_record(record: Record, opened: Opened, peers: Mapping[_Peer, Verifier]) -> tuple[int, int]:
     """Check the signatures of one line; how many statements and receipts there were."""
     body = record.body
+    keys = {name: verifier for (study, name), verifier in peers.items() if study == record.study}
+    keys[opened.verifier.name] = opened.verifier
     if record.event == Event.EXCHANGE_RECEIPT:
         signature = bytes.fromhex(body["receipt"])
         for verifier in keys.values():
@@ -208,14 +211,18 @@ def _check_record(record: Record, keys: Mapping[str, Verifier]) -> tuple[int, in
     return 1, 0
 
 
-def _known_keys(opened: Opened) -> dict[str, Verifier]:
-    """The parties' keys, as far as this ledger names them: its own, enrolled silos, approved coordinators."""
-    keys = {opened.verifier.name: opened.verifier}
+def _peers(opened: Opened) -> dict[_Peer, Verifier]:
+    """The other parties' keys, by study and name, as far as this ledger names them.
+
+    A coordinator of the same name has another key in another study.
+    """
+    keys = {}
     for record in opened.records:
+        body = record.body
         if record.event == Event.SILO_ENROLLED:
-            keys[record.body["name"]] = Verifier.parse(record.body["vkey"])
+            keys[record.study, body["name"]] = Verifier.parse(body["vkey"])
         elif record.event == Event.STUDY_APPROVED:
-            keys[record.body["recipient"]] = Verifier.parse(record.body["recipient_key"])
+            keys[record.study, body["recipient"]] = Verifier.parse(body["recipient_key"])
     return keys
 
 

@@ -17,18 +17,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     check = commands.add_parser("verify", help="check a ledger against its signed head, line by line")
-    check.add_argument(
-        "ledger", type=Path, nargs="+", help="ledger folder, or the study or work folder it is in"
-    )
-    check.add_argument(
-        "--key", help="the public key (vkey) it must be signed with; by default the one it names"
-    )
+    check.add_argument("ledger", type=Path, nargs="+", help="ledger folder, or the study or work folder it is in")
+    check.add_argument("--key", help="the public key (vkey) it must be signed with; by default the one it names")
     _json(check)
     check.set_defaults(run=_verify)
 
-    compare = commands.add_parser(
-        "reconcile", help="prove that the aggregator's and hospitals' ledgers agree"
-    )
+    compare = commands.add_parser("reconcile", help="prove that the aggregator's and hospitals' ledgers agree")
     compare.add_argument("aggregator", type=Path, help="the study's ledger, or the study folder")
     compare.add_argument("silo", type=Path, nargs="+", help="hospitals' ledgers, or their work folders")
     _json(compare)
@@ -115,9 +109,7 @@ def _show(arguments: argparse.Namespace) -> int:
         statement = record.body.get("statement", {})
         pair = f"{statement['src']} -> {statement['dst']}" if statement else record.body.get("silo", "")
         code = record.body.get("code", "")
-        rows.append(
-            (record.seq + 1, record.ts, record.event.value, record.round, pair, statement.get("nbytes"), code)
-        )
+        rows.append((record.seq + 1, record.ts, record.event.value, record.round, pair, statement.get("nbytes"), code))
     columns = ("line", "time (UTC)", "event", "round", "pair", "bytes", "code")
     show_table(f"ledger of {opened.verifier.name}, signed at {opened.head.size} lines", columns, rows)
     return OK

@@ -23,14 +23,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     create = commands.add_parser("create", help="make a study folder from study.toml; never overwrites")
     create.add_argument("plan", type=Path, help="study.toml")
     create.add_argument("folder", type=Path, help="a new or empty folder")
-    create.add_argument(
-        "--initial", type=Path, help="the first model (safetensors), where torch is not installed"
-    )
+    create.add_argument("--initial", type=Path, help="the first model (safetensors), where torch is not installed")
     create.set_defaults(run=_create)
 
-    run = commands.add_parser(
-        "run", help="run a study to its end, or go on with it after the last combined round"
-    )
+    run = commands.add_parser("run", help="run a study to its end, or go on with it after the last combined round")
     run.add_argument("study", type=Path, help="study folder")
     run.add_argument(
         "--local", type=Path, nargs="+", required=True, metavar="SITE.toml", help="hospitals on this machine"
@@ -86,9 +82,7 @@ def _show(arguments: argparse.Namespace) -> int:
 
     path = arguments.study / "agreement.json"
     if not path.is_file():
-        raise ConfigError(
-            f"{arguments.study}: is no study folder (it has no agreement.json)", "create the study first"
-        )
+        raise ConfigError(f"{arguments.study}: is no study folder (it has no agreement.json)", "create the study first")
     agreement = Agreement.decode(path.read_bytes())
     opened = read(arguments.study / "ledger", Verifier.parse(agreement.coordinator_key))
     history = read_history(opened, agreement.plan)

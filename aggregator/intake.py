@@ -90,9 +90,7 @@ def check(received: Received, asked: Asked, plan: Plan, spec: Spec) -> Manifest 
     return manifest
 
 
-def _check_update(
-    manifest: Manifest, vector: Vector | None, payload: str | None, plan: Plan, spec: Spec
-) -> None:
+def _check_update(manifest: Manifest, vector: Vector | None, payload: str | None, plan: Plan, spec: Spec) -> None:
     if vector is None or manifest.digest != payload:
         raise DigestMismatch("the manifest lists other arrays than those that came", detail="manifest")
     if not manifest.matches(spec):

@@ -55,9 +55,7 @@ class LocalGrid(StudyGrid):
                 silo = open_local(site)
                 self._nodes[node_id] = silo
                 if silo.verifier.name in {known.name for known in roster.values()}:
-                    raise ConfigError(
-                        f"{site}: another site is named {silo.verifier.name!r} too", "rename one of them"
-                    )
+                    raise ConfigError(f"{site}: another site is named {silo.verifier.name!r} too", "rename one of them")
                 roster[node_id] = silo.verifier
                 self._contexts[node_id] = Context(_RUN, node_id, dict(silo.node_config), RecordDict(), {})
         except BaseException:
@@ -117,9 +115,7 @@ class LocalGrid(StudyGrid):
             if message is not None:
                 yield self._answer(message)
 
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Push messages and pull their replies."""
         return self.pull_messages(self.push_messages(messages))
 
@@ -142,6 +138,4 @@ def _hospital_side() -> Any:
                 f"simulation needs the hospital's side, which lacks {error.name}",
                 "run: pip install 'intramural[silo]'",
             ) from error
-    raise ConfigError(
-        "simulation needs the hospital's side, which is not installed", "install intramural[silo]"
-    )
+    raise ConfigError("simulation needs the hospital's side, which is not installed", "install intramural[silo]")

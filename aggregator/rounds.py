@@ -95,8 +95,7 @@ class _Run:
         for silo in sorted(grid.roster.values(), key=lambda verifier: verifier.name):
             study.enrol(silo)
         self.channels = {
-            node: Channel(study.ledger, study.signer, silo, study.digest)
-            for node, silo in grid.roster.items()
+            node: Channel(study.ledger, study.signer, silo, study.digest) for node, silo in grid.roster.items()
         }
 
     def to_the_end(self, on_round: Callable[[History], None] | None) -> None:
@@ -104,25 +103,15 @@ class _Run:
         while (position := study.position).round < plan.rounds:
             base = study.load_model(position.model, position.digest)
             self.train(position.round + 1, base, position.digest)
-            self.tell(on_round)
-        position = study.position
-        everyone = sorted(self.channels)
-        self.visit(
-            "evaluate",
-            plan.rounds,
-            position.digest,
-            study.load_model(position.model, position.digest),
-            everyone,
-        )
-        self.tell(on_round)
+            history = read_history(study.ledger, plan)
+            write_metrics(study.folder / "metrics.jsonl", history)
+            if on_round:
+                on_round(history)
+        position, everyone = study.position, sorted(self.channels)
+        model = study.load_model(position.model, position.digest)
+        self.visit("evaluate", plan.rounds, position.digest, model, everyone)
         self.visit("close", plan.rounds, position.digest, None, everyone)
         study.ledger.append(Entry(Event.STUDY_CLOSED, {"model": position.digest}, study.digest, plan.rounds))
-
-    def tell(self, on_round: Callable[[History], None] | None) -> None:
-        history = read_history(self.study.ledger, self.plan)
-        write_metrics(self.study.folder / "metrics.jsonl", history)
-        if on_round:
-            on_round(history)
 
     def train(self, round_: int, base: Vector, digest: str) -> None:
         """One round: updates that are still missing are asked for, then all are combined."""
@@ -141,9 +130,7 @@ class _Run:
                 "model": digest,
             }
             ledger.append(Entry(Event.ROUND_VOID, body, study.digest, round_))
-            log.warning(
-                "round %d is void: %d of %d required updates", round_, len(accepted), self.plan.min_silos
-            )
+            log.warning("round %d is void: %d of %d required updates", round_, len(accepted), self.plan.min_silos)
             study.drop_updates(round_)
             return
         model = self.strategy.combine(round_, base, [item.contribution for item in accepted.values()])

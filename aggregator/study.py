@@ -57,9 +57,7 @@ class Study:
         spec: The arrays of the model.
     """
 
-    def __init__(
-        self, folder: Path, agreement: Agreement, signer: Signer, ledger: Ledger, spec: Spec
-    ) -> None:
+    def __init__(self, folder: Path, agreement: Agreement, signer: Signer, ledger: Ledger, spec: Spec) -> None:
         """Use `create`, `open` or `load`."""
         self.folder, self.agreement, self.signer, self.ledger, self.spec = (
             folder,
@@ -85,9 +83,7 @@ class Study:
         plan_path, folder = Path(plan), Path(folder)
         content = Plan.load(plan_path)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ConfigError(
-                f"{folder}: exists already", "open it, or choose another folder; nothing is overwritten"
-            )
+            raise ConfigError(f"{folder}: exists already", "open it, or choose another folder; nothing is overwritten")
         spec, vector = load_vector(Path(initial)) if initial else _initial_model(content)
         draft = folder.with_name(f".{folder.name}.part")
         shutil.rmtree(draft, ignore_errors=True)
@@ -103,9 +99,7 @@ class Study:
         save_vector(draft / "models" / "000.safetensors", spec, vector)
         publish(draft / "study.toml", plan_path.read_bytes())
         publish(draft / "agreement.json", agreement.encode())
-        with Ledger.create(
-            draft / "ledger", signer, origin=f"{content.coordinator}/{content.name}"
-        ) as ledger:
+        with Ledger.create(draft / "ledger", signer, origin=f"{content.coordinator}/{content.name}") as ledger:
             body = {
                 "agreement": ledger.store(agreement.encode()),
                 "name": content.name,
@@ -127,16 +121,12 @@ class Study:
         folder = Path(folder)
         path = folder / "agreement.json"
         if not path.is_file():
-            raise ConfigError(
-                f"{folder}: is no study folder (it has no agreement.json)", "create the study first"
-            )
+            raise ConfigError(f"{folder}: is no study folder (it has no agreement.json)", "create the study first")
         agreement = Agreement.decode(path.read_bytes())
         spec, _ = load_vector(folder / "models" / "000.safetensors", agreement.initial)
         signer = Signer.load(folder / "aggregator.key")
         if signer.vkey != agreement.coordinator_key:
-            raise ConfigError(
-                f"{folder / 'aggregator.key'}: is not the key of this study", "restore the study's key"
-            )
+            raise ConfigError(f"{folder / 'aggregator.key'}: is not the key of this study", "restore the study's key")
         return cls(folder, agreement, signer, Ledger.open(folder / "ledger", signer), spec)
 
     @classmethod
@@ -160,9 +150,7 @@ class Study:
         study = cls.open(folder)
         if study.plan != plan:
             study.close()
-            raise ConfigError(
-                f"{folder}: holds a study of another plan than {path}", "give the changed study a name"
-            )
+            raise ConfigError(f"{folder}: holds a study of another plan than {path}", "give the changed study a name")
         return study
 
     def close(self) -> None:

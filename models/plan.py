@@ -97,9 +97,7 @@ class Plan(Settings):
     """A study, as `study.toml` says it."""
 
     name: Name
-    purpose: Annotated[
-        str, Field(min_length=1, max_length=500)
-    ]  # in plain words, for the hospitals' approval
+    purpose: Annotated[str, Field(min_length=1, max_length=500)]  # in plain words, for the hospitals' approval
     coordinator: Name = "aggregator"  # the name that signs orders
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     rounds: Annotated[int, Field(ge=1, le=10_000)]

@@ -78,12 +78,16 @@ def _explain(item: Any) -> str:
     if kind == "extra_forbidden":
         return f"{key}: is not a known key (got {given!r})"
     bounds = {
-        "greater_than_equal": f"must be at least {context.get('ge')}",
-        "greater_than": f"must be more than {context.get('gt')}",
-        "less_than_equal": f"must be at most {context.get('le')}",
-        "less_than": f"must be less than {context.get('lt')}",
+        "greater_than_equal": ("must be at least", "ge"),
+        "greater_than": ("must be more than", "gt"),
+        "less_than_equal": ("must be at most", "le"),
+        "less_than": ("must be less than", "lt"),
     }
-    what = bounds.get(kind) or str(context.get("error") or item["msg"])
+    if kind in bounds:
+        words, bound = bounds[kind]
+        what = f"{words} {context[bound]:g}"
+    else:
+        what = str(context.get("error") or item["msg"])
     return f"{key}: {what} (got {given!r})"
 
 

@@ -54,9 +54,7 @@ def train(plan: Path, sites: list[Path], folder: Path) -> tuple[History, bool]:
         for p, v in zip(pairs, verdicts[1:], strict=True)
     ]  # fmt: skip
     columns = ("pair", "orders", "replies", "pending", "closed", "lines at the hospital", "the two ledgers")
-    show_table(
-        f"reconcile {outcome.history.plan.name}, aggregator's ledger: {verdicts[0].size} lines", columns, rows
-    )
+    show_table(f"reconcile {outcome.history.plan.name}, aggregator's ledger: {verdicts[0].size} lines", columns, rows)
     return outcome.history, all(p.ok for p in pairs) and all(v.ok for v in verdicts)
 
 
@@ -65,14 +63,10 @@ def draw(histories: list[History], path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(
-        1, len(histories), figsize=(5 * len(histories), 4), sharey=True, squeeze=False
-    )
+    figure, axes = plt.subplots(1, len(histories), figsize=(5 * len(histories), 4), sharey=True, squeeze=False)
     for axis, history in zip(axes[0], histories, strict=True):
         for silo in history.silos:
-            points = [
-                (r.number, r.metrics[silo]["auc"]) for r in history.rounds if "auc" in r.metrics.get(silo, {})
-            ]
+            points = [(r.number, r.metrics[silo]["auc"]) for r in history.rounds if "auc" in r.metrics.get(silo, {})]
             axis.plot(*zip(*points, strict=True), marker=".", alpha=0.6, label=silo) if points else None
         means = [(r.number, r.mean("auc")) for r in history.rounds if r.mean("auc") is not None]
         axis.plot(*zip(*means, strict=True), color="black", linewidth=2, label="mean") if means else None
@@ -85,15 +79,9 @@ def draw(histories: list[History], path: Path) -> None:
 
 def main() -> int:
     """Run the demonstration."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--data", type=Path, help="folder with study*.toml and */site.toml (default: phantoms)"
-    )
-    parser.add_argument(
-        "--work", type=Path, default=Path("demo"), help="what the demonstration writes (default: demo)"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder with study*.toml and */site.toml (default: phantoms)")
+    parser.add_argument("--work", type=Path, default=Path("demo"), help="what the demonstration writes (default: demo)")
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("flwr").setLevel(logging.ERROR)

@@ -191,9 +191,7 @@ class Together:
         ends = np.cumsum([len(part.targets) for part in self.parts])
         part = np.searchsorted(ends, rows, side="right")
         starts = ends - [len(p.targets) for p in self.parts]
-        return np.stack(
-            [self.parts[p].take(np.array([row - starts[p]]))[0] for p, row in zip(part, rows, strict=True)]
-        )
+        return np.stack([self.parts[p].take(np.array([row - starts[p]]))[0] for p, row in zip(part, rows, strict=True)])
 
 
 def federate(folder: Path, plan: Path, sites: list[Path]) -> Vector:
@@ -230,17 +228,13 @@ def work_on(job: tuple[Arm, argparse.Namespace]) -> Path:
     task = tasks.task(plan.task)
     network = FlatNetwork(task.build(plan.seed))
     data = {name: set_up(Site.load(sites[name]), _agreement(plan)).data for name in TRAINING}
-    per_round = sum(
-        options.epochs * -(-len(d.train.targets) // plan.training.batch_size) for d in data.values()
-    )
+    per_round = sum(options.epochs * -(-len(d.train.targets) // plan.training.batch_size) for d in data.values())
     steps = options.rounds * per_round
     if arm.name in ("fedavg", "fedprox"):
         model = federate(options.work / "studies" / arm.study, plan_path, list(sites.values()))
     else:
         names = TRAINING if arm.name == "pooled" else (arm.name,)
-        model = train(
-            plan, [data[name].train for name in names], steps, training.seed_for(arm.seed, arm.name)
-        )
+        model = train(plan, [data[name].train for name in names], steps, training.seed_for(arm.seed, arm.name))
     network.load(model)
     scores = {name: training.evaluate(network, task, d.held_out) for name, d in data.items()}
     result.parent.mkdir(parents=True, exist_ok=True)
@@ -288,13 +282,9 @@ def write_results(results: list[Path], out: Path) -> bool:
         means[name] = statistics.mean(per_seed)
         spread = statistics.stdev(per_seed) if len(per_seed) > 1 else float("nan")
         label = f"{name} alone" if name in TRAINING else name
-        lines.append(
-            f"| {label} | {' | '.join(f'{a:.3f}' for a in each)} | {means[name]:.3f} | {spread:.3f} |"
-        )
+        lines.append(f"| {label} | {' | '.join(f'{a:.3f}' for a in each)} | {means[name]:.3f} | {spread:.3f} |")
     best = max(means[name] for name in TRAINING)
-    verdicts = {
-        name: (means[name] > best, means["pooled"] - means[name] <= 0.02) for name in ("fedavg", "fedprox")
-    }
+    verdicts = {name: (means[name] > best, means["pooled"] - means[name] <= 0.02) for name in ("fedavg", "fedprox")}
     seeds = sorted({item["seed"] for item in found})
     text = [
         "# Real brain MR of five hospitals: AUC of tumour in slice, on each hospital's held-out patients",
@@ -317,9 +307,7 @@ def write_results(results: list[Path], out: Path) -> bool:
 
 def main() -> int:
     """Run every arm that is not done yet, and write the results."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="the five hospitals' folders; only read")
     parser.add_argument(
         "--work", type=Path, default=Path("work/lgg"), help="sites, studies, caches (default: work/lgg)"

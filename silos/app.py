@@ -67,9 +67,7 @@ def silo_of(context: Context) -> Silo:
     """
     path = context.node_config.get(SITE)
     if not isinstance(path, str):
-        raise ConfigError(
-            f"node config: {SITE}: is required but missing", f'start the node with {SITE}="site.toml"'
-        )
+        raise ConfigError(f"node config: {SITE}: is required but missing", f'start the node with {SITE}="site.toml"')
     return open_silo(Path(path))
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from models.console import Report, human_bytes
 from models.errors import DataError, IntramuralError
-from models.ledger import Signer, read
+from models.ledger import read
 from models.plan import Plan
 from silos import cohort
 from silos.cohort import Cohort
 from silos.config import Site
 from silos.dicom.decode import read_image
-from silos.silo import scan_site
+from silos.silo import load_signer, scan_site
 
 _SAMPLE = 8  # images decoded, spread over the cohort
 _SPACE = 10**9  # bytes of the work folder's disk
@@ -72,16 +72,14 @@ def _try(what: str, look: Callable[[], str]) -> Finding:
 
 
 def _key(site: Site) -> str:
-    return Signer.load(site.key).vkey
+    return load_signer(site).vkey
 
 
 def _disk(site: Site) -> str:
     folder = next(parent for parent in [site.run.work, *site.run.work.parents] if parent.exists())
     free = shutil.disk_usage(folder).free
     if free < _SPACE:
-        raise DataError(
-            f"run.work: {folder} has {human_bytes(free)} free", f"free at least {human_bytes(_SPACE)}"
-        )
+        raise DataError(f"run.work: {folder} has {human_bytes(free)} free", f"free at least {human_bytes(_SPACE)}")
     return f"{human_bytes(free)} free"
 
 
@@ -89,7 +87,7 @@ def _ledger(site: Site) -> str:
     folder = site.run.work / "ledger"
     if not folder.exists():
         return "none yet; it is made at the first order"
-    return f"{read(folder, Signer.load(site.key).verifier).head.size} lines, intact"
+    return f"{read(folder, load_signer(site).verifier).head.size} lines, intact"
 
 
 def _study(site: Site, plan: Plan) -> Finding:
@@ -106,16 +104,12 @@ def _study(site: Site, plan: Plan) -> Finding:
     withheld = sorted(set(plan.metrics) - set(site.policy.metrics))
     note = f"; {', '.join(withheld)} would be withheld" if withheld else ""
     if found:
-        return Finding(
-            "policy for the study", False, "; ".join(found), "allow it in [policy] if the hospital agrees"
-        )
+        return Finding("policy for the study", False, "; ".join(found), "allow it in [policy] if the hospital agrees")
     return Finding("policy for the study", True, f"{plan.name} is allowed{note}")
 
 
 def _cohort(site: Site, plan: Plan | None, found: list[Cohort], progress: Report | None) -> str:
-    classes = (
-        plan.task.classes if plan else sorted({word for word in site.data.labels.words.values() if word})
-    )
+    classes = plan.task.classes if plan else sorted({word for word in site.data.labels.words.values() if word})
     scanned = scan_site(site, progress)
     matched = cohort.match(scanned.instances, site.data, classes, scanned.left_out)
     found.append(matched)
@@ -152,7 +146,5 @@ def _sample(site: Site, matched: Cohort) -> Finding:
         except DataError as error:
             failed.append(str(error))
     if failed:
-        return Finding(
-            "pixels", False, f"{len(failed)} of {len(paths)} images: {failed[0]}", "see the file named here"
-        )
+        return Finding("pixels", False, f"{len(failed)} of {len(paths)} images: {failed[0]}", "see the file named here")
     return Finding("pixels", True, f"a sample of {len(paths)} images was decoded")

@@ -16,29 +16,19 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `intramural-silo`."""
-    parser = argparse.ArgumentParser(
-        prog="intramural-silo", description="A hospital's side of a federated study."
-    )
+    parser = argparse.ArgumentParser(prog="intramural-silo", description="A hospital's side of a federated study.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    phantom = commands.add_parser(
-        "phantom", help="write a make-believe hospital, to try everything without a patient"
-    )
+    phantom = commands.add_parser("phantom", help="write a make-believe hospital, to try everything without a patient")
     phantom.add_argument("folder", type=Path, help="a new or empty folder")
     phantom.add_argument("--name", help="the hospital's name (default: the folder's)")
-    phantom.add_argument(
-        "--seed", type=int, default=0, help="the same seed writes the same hospital (default: 0)"
-    )
+    phantom.add_argument("--seed", type=int, default=0, help="the same seed writes the same hospital (default: 0)")
     phantom.add_argument("--patients", type=int, default=24, help="default: 24")
     phantom.add_argument("--images", type=int, default=6, help="images of each patient (default: 6)")
-    phantom.add_argument(
-        "--study", action="append", help="a study that the hospital's policy allows (default: demo)"
-    )
+    phantom.add_argument("--study", action="append", help="a study that the hospital's policy allows (default: demo)")
     phantom.set_defaults(run=_phantom)
 
-    key = commands.add_parser(
-        "key", help="make this hospital's key; its private half never leaves this machine"
-    )
+    key = commands.add_parser("key", help="make this hospital's key; its private half never leaves this machine")
     key.add_argument("site", type=Path, help="site.toml")
     key.set_defaults(run=_key)
 
@@ -66,9 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _json(released)
     released.set_defaults(run=_released)
 
-    initial = commands.add_parser(
-        "initial", help="write a study's first model, for a coordinator without torch"
-    )
+    initial = commands.add_parser("initial", help="write a study's first model, for a coordinator without torch")
     initial.add_argument("study", type=Path, help="study.toml")
     initial.add_argument("file", type=Path, help="the safetensors file to write")
     initial.set_defaults(run=_initial)

@@ -124,9 +124,7 @@ def read_labels(labels: Labels) -> pd.DataFrame:
         table = pd.read_csv(labels.file, sep=labels.delimiter, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
         what = error.strerror if isinstance(error, OSError) else "is no table that can be read"
-        raise ConfigError(
-            f"data.labels.file: {labels.file}: {what}", "give a CSV file with a header line"
-        ) from error
+        raise ConfigError(f"data.labels.file: {labels.file}: {what}", "give a CSV file with a header line") from error
     table.columns = table.columns.str.strip()
     wanted = {f"data.labels.join.{keyword}": column for keyword, column in labels.join.items()}
     for key, column in {**wanted, "data.labels.value": labels.value}.items():
@@ -155,9 +153,7 @@ def _targets(values: pd.Series, labels: Labels, classes: Sequence[str]) -> tuple
             f"known words are {', '.join(labels.words)}",
             f'add {unknown[0]!r} to data.labels.words; "" leaves such images out',
         )
-    mapped = words.map(
-        {word: classes.index(name) if name else -1 for word, name in labels.words.items()} | {"": -1}
-    )
+    mapped = words.map({word: classes.index(name) if name else -1 for word, name in labels.words.items()} | {"": -1})
     return mapped, mapped == -1
 
 

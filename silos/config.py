@@ -53,9 +53,7 @@ class Policy(Settings):
     tasks: list[str]
     metrics: list[MetricName]
     min_patients: Annotated[int, Field(ge=1)]
-    min_evaluated: Annotated[int, Field(ge=1)] | None = (
-        None  # patients behind a metric; min_patients if absent
-    )
+    min_evaluated: Annotated[int, Field(ge=1)] | None = None  # patients behind a metric; min_patients if absent
     counts: Literal["banded", "exact"] = "banded"
     decimals: Annotated[int, Field(ge=0, le=6)] = 3
     max_rounds: Annotated[int, Field(ge=1)]

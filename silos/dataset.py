@@ -169,9 +169,7 @@ def _fill(
                 progress(min(start + _BATCH, len(missing)), len(missing))
 
 
-def _images(
-    batch: list[tuple[bytes, int, int]], root: Path, task: Task
-) -> Iterator[npt.NDArray[np.float32] | str]:
+def _images(batch: list[tuple[bytes, int, int]], root: Path, task: Task) -> Iterator[npt.NDArray[np.float32] | str]:
     """Each image as a row, or the reason why there is none."""
     for path, _, _ in batch:
         try:

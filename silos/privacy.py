@@ -59,9 +59,7 @@ def add_noise(vector: Vector, sd: float, secret: bytes) -> Vector:
     if sd == 0:
         return vector
     mac = HMAC(secret, SHA256())
-    mac.update(
-        b"intramural noise v1\n" + np.float64(sd).tobytes() + np.ascontiguousarray(vector, "<f4").tobytes()
-    )
+    mac.update(b"intramural noise v1\n" + np.float64(sd).tobytes() + np.ascontiguousarray(vector, "<f4").tobytes())
     keystream = Cipher(algorithms.ChaCha20(mac.finalize(), bytes(16)), mode=None).encryptor()
     half = (vector.size + 1) // 2
     raw = np.frombuffer(keystream.update(bytes(16 * half)), dtype="<u8") >> np.uint64(11)

@@ -70,15 +70,10 @@ class Silo:
 
     def __init__(self, site: Site, progress: Report | None = None) -> None:
         self.site = site
-        self.signer = Signer.load(site.key)
+        self.signer = load_signer(site)
         self._progress = progress
         self._bench: Bench | None = None
         self._channels: dict[str, Channel] = {}
-        if self.signer.name != site.name:
-            raise ConfigError(
-                f"key: {site.key} is the key of {self.signer.name!r}, the site is {site.name!r}",
-                "name the site's own key",
-            )
         self.ledger = open_ledger(site, self.signer)
 
     @classmethod
@@ -128,9 +123,7 @@ class Silo:
     def _follow(self, order: Order, asked: Statement, envelope: Envelope, channel: Channel) -> Envelope:
         agreement = order.agreement
         if order.visit == "close":
-            closing = Closing(
-                orders=len(channel.received), replies=len(channel.sent), records=len(self.ledger.records)
-            )
+            closing = Closing(orders=len(channel.received), replies=len(channel.sent), records=len(self.ledger.records))
             return channel.offer(Kind.CLOSING, order.round, closing, answers=asked.xid)
         done = self._rounds(agreement.study)
         others = {round_: base for round_, base in done.items() if round_ != order.round}
@@ -146,9 +139,7 @@ class Silo:
         if self._bench is None or self._bench.study != agreement.study:
             self._bench = None  # before the next one is made: two would not fit a small machine
             self._bench = set_up(self.site, agreement, self._progress)
-        release = visit(
-            self.site, self.signer, self._bench, order, envelope.vector, len(others), self._progress
-        )
+        release = visit(self.site, self.signer, self._bench, order, envelope.vector, len(others), self._progress)
         if release.vector is None:
             return channel.offer(Kind.REPORT, order.round, release.manifest, answers=asked.xid)
         return channel.offer(
@@ -172,9 +163,7 @@ class Silo:
 
     def _approved(self, name: str) -> str | None:
         """The digest under which a study of this name was first approved here."""
-        found = (
-            r.study for r in self.ledger.records if r.event == Event.STUDY_APPROVED and r.body["name"] == name
-        )
+        found = (r.study for r in self.ledger.records if r.event == Event.STUDY_APPROVED and r.body["name"] == name)
         return next(found, None)
 
     def _approve(self, agreement: Agreement) -> None:
@@ -288,19 +277,31 @@ def preview(site: Site, plan: Plan, progress: Report | None = None) -> Manifest:
         PolicyError: The policy would refuse.
         DataError: The data cannot be used.
     """
-    signer = Signer.load(site.key)
+    signer = load_signer(site)
     network = FlatNetwork(tasks.task(plan.task).build(plan.seed))
     model = network.weights.numpy().copy()
     initial = vector_digest(network.spec.digest, model)
     agreement = Agreement(plan=plan, coordinator_key=signer.vkey, initial=initial, spec=network.spec.digest)
     # A pinned digest cannot be that of a study which does not exist yet; the name must be allowed all the same.
-    pinned = next(
-        (entry.partition("@")[2] for entry in site.policy.studies if entry.startswith(f"{plan.name}@")), None
-    )
+    pinned = next((entry.partition("@")[2] for entry in site.policy.studies if entry.startswith(f"{plan.name}@")), None)
     if pinned is None:
         gate.permit(site.policy, agreement, None, 0)
     order = Order(agreement=agreement, round=1, visit="train", base=initial)
     return visit(site, signer, set_up(site, agreement, progress), order, model, 0, progress).manifest
+
+
+def load_signer(site: Site) -> Signer:
+    """The hospital's key.
+
+    Raises:
+        ConfigError: It is missing, others can read it, or it is another hospital's.
+    """
+    signer = Signer.load(site.key)
+    if signer.name != site.name:
+        raise ConfigError(
+            f"key: {site.key} is the key of {signer.name!r}, the site is {site.name!r}", "name the site's own key"
+        )
+    return signer
 
 
 def open_ledger(site: Site, signer: Signer) -> Ledger:

@@ -141,9 +141,7 @@ def _steps(training: Training, count: int) -> int:
     return training.epochs * -(-count // training.batch_size)
 
 
-def _batches(
-    count: int, batch_size: int, total: int, chance: torch.Generator
-) -> Iterator[npt.NDArray[np.int64]]:
+def _batches(count: int, batch_size: int, total: int, chance: torch.Generator) -> Iterator[npt.NDArray[np.int64]]:
     """Rows of `total` batches, epoch after epoch in a new order; the last batch of an epoch may be short."""
     done = 0
     while done < total:

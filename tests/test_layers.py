@@ -19,9 +19,7 @@ sys.meta_path.insert(0, Block())
 
 def python(code: str, blocked: set[str]) -> subprocess.CompletedProcess[str]:
     program = BLOCK.replace("{blocked!r}", repr(blocked)) + code
-    return subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120
-    )
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120)
 
 
 def test_the_coordinators_packages_import_without_torch() -> None:

@@ -113,9 +113,7 @@ def _only_at_hospitals(original: Callable[..., Any], fail: Callable[..., Any]) -
 STEPS: dict[str, Callable[[pytest.MonkeyPatch, Callable[..., Any]], None]] = {
     "unpacking": lambda patch, fail: patch.setattr(app, "wire", SimpleNamespace(pack=wire.pack, unpack=fail)),
     "packing": lambda patch, fail: patch.setattr(app, "wire", SimpleNamespace(pack=fail, unpack=wire.unpack)),
-    "verifying": lambda patch, fail: patch.setattr(
-        Channel, "verify", _only_at_hospitals(Channel.verify, fail)
-    ),
+    "verifying": lambda patch, fail: patch.setattr(Channel, "verify", _only_at_hospitals(Channel.verify, fail)),
     "recording": lambda patch, fail: patch.setattr(Ledger, "append", _only_at_hospitals(Ledger.append, fail)),
     "offering": lambda patch, fail: patch.setattr(Channel, "offer", _only_at_hospitals(Channel.offer, fail)),
     "permitting": lambda patch, fail: patch.setattr(gate, "permit", fail),

@@ -26,11 +26,7 @@ Write = Callable[..., Path]
 def digests(study: Path) -> list[str]:
     """The model of every round, as the ledger has it."""
     opened = read(study / "ledger")
-    return [
-        record.body["model"]
-        for record in opened.records
-        if record.event in (Event.AGGREGATED, Event.ROUND_VOID)
-    ]
+    return [record.body["model"] for record in opened.records if record.event in (Event.AGGREGATED, Event.ROUND_VOID)]
 
 
 def finish(plan: Path, folder: Path, sites: list[Path]) -> Outcome:

@@ -174,9 +174,7 @@ class Channel:
         entries = []
         if evidence.receipt and evidence.receipt[0] not in self._receipted:
             xid, signature = evidence.receipt
-            entries.append(
-                Entry(Event.EXCHANGE_RECEIPT, {"xid": xid, "receipt": signature.hex()}, self.study)
-            )
+            entries.append(Entry(Event.EXCHANGE_RECEIPT, {"xid": xid, "receipt": signature.hex()}, self.study))
         self._ledger.store(received.envelope.body)
         body = {
             "statement": statement.model_dump(mode="json"),
@@ -229,9 +227,7 @@ class Channel:
         if evidence.receipt:
             xid, signature = evidence.receipt
             if xid not in self.sent:
-                raise BadSignature(
-                    f"{self.peer.name} gives a receipt for a statement never sent", detail="receipt"
-                )
+                raise BadSignature(f"{self.peer.name} gives a receipt for a statement never sent", detail="receipt")
             self.peer.verify(receipt_bytes(xid), signature)
         head = Checkpoint.open(evidence.note, self.peer)
         newest = max(self._heads, default=0)
@@ -242,7 +238,5 @@ class Channel:
             if newest not in evidence.proofs or not verify_consistency(
                 newest, head.size, self._heads[newest], head.root, proof
             ):
-                raise Rewritten(
-                    f"{self.peer.name} does not prove that its ledger continues the one seen here"
-                )
+                raise Rewritten(f"{self.peer.name} does not prove that its ledger continues the one seen here")
         return head

@@ -136,9 +136,7 @@ def load_vector(path: Path, expected: str | None = None) -> tuple[Spec, Vector]:
         raise DataError(f"{path}: cannot be read as safetensors: {error}", "restore the file") from error
     for name, array in arrays.items():
         if array.dtype != np.float32:
-            raise SpecMismatch(
-                f"{path}: {name}: is {array.dtype}, not float32", "save the network as float32"
-            )
+            raise SpecMismatch(f"{path}: {name}: is {array.dtype}, not float32", "save the network as float32")
     spec = Spec.of({name: array.shape for name, array in arrays.items()})
     parts = [arrays[tensor.name].ravel() for tensor in spec.tensors]
     vector = np.concatenate(parts) if parts else np.zeros(0, np.float32)

@@ -128,6 +128,4 @@ class Envelope:
     @property
     def nbytes(self) -> int:
         """Bytes of the document and the arrays."""
-        return len(self.body) + (
-            0 if self.vector is None else self.vector.size * np.dtype(np.float32).itemsize
-        )
+        return len(self.body) + (0 if self.vector is None else self.vector.size * np.dtype(np.float32).itemsize)

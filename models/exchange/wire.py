@@ -74,13 +74,9 @@ def unpack(records: RecordDict, size: int | None = None) -> Envelope:
     if (
         not all(isinstance(text, bytes) for text in texts)
         or not (isinstance(seen, int) and seen >= 0)
-        or not (
-            isinstance(heads, list) and isinstance(proofs, list) and len(heads) == len(proofs) <= _MAX_PROOFS
-        )
+        or not (isinstance(heads, list) and isinstance(proofs, list) and len(heads) == len(proofs) <= _MAX_PROOFS)
         or not all(isinstance(head, int) and head >= 0 for head in heads)
-        or not all(
-            isinstance(proof, bytes) and len(proof) <= _MAX_PROOF and not len(proof) % 32 for proof in proofs
-        )
+        or not all(isinstance(proof, bytes) and len(proof) <= _MAX_PROOF and not len(proof) % 32 for proof in proofs)
     ):
         raise Malformed("the envelope lacks a field, or has one of another type", detail="fields")
     if max(len(cast(bytes, text)) for text in texts) > MAX_DOCUMENT:

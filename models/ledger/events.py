@@ -163,9 +163,7 @@ def _count(value: object) -> bool:
 
 
 def _time(value: object) -> bool:
-    if not isinstance(value, str) or not re.fullmatch(
-        r"[0-9]{4}(-[0-9]{2}){2}T[0-9]{2}(:[0-9]{2}){2}Z", value
-    ):
+    if not isinstance(value, str) or not re.fullmatch(r"[0-9]{4}(-[0-9]{2}){2}T[0-9]{2}(:[0-9]{2}){2}Z", value):
         return False
     try:
         return bool(datetime.fromisoformat(value))

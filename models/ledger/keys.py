@@ -170,9 +170,7 @@ class Signer:
                 mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
                 content = file.read(4096)
         except OSError as error:
-            raise ConfigError(
-                f"{path}: {error.strerror}", "give the path of this party's private key"
-            ) from error
+            raise ConfigError(f"{path}: {error.strerror}", "give the path of this party's private key") from error
         if mode & 0o077:
             raise ConfigError(
                 f"{path}: others on this machine may use this private key (mode {mode:04o})",

@@ -49,9 +49,7 @@ class Task(Protocol):
         ...
 
 
-_TASKS: Mapping[str, Callable[[Classification], Task]] = MappingProxyType(
-    {"classification": ClassificationTask}
-)
+_TASKS: Mapping[str, Callable[[Classification], Task]] = MappingProxyType({"classification": ClassificationTask})
 
 
 def task(settings: Classification) -> Task:

@@ -156,9 +156,7 @@ class ClassificationTask:
 
     @cached_property
     def _resample(self) -> AffineTransform:
-        return AffineTransform(
-            normalized=True, reverse_indexing=False, align_corners=False, padding_mode="border"
-        )
+        return AffineTransform(normalized=True, reverse_indexing=False, align_corners=False, padding_mode="border")
 
 
 def _against_the_rest(logits: torch.Tensor, truth: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -89,9 +89,7 @@ def residual18(
 
 def efficientnet_b0(classes: int) -> nn.Module:
     """EfficientNet-B0 of MONAI (Tan and Le, ICML 2019)."""
-    return EfficientNetBN(
-        "efficientnet-b0", pretrained=False, spatial_dims=2, in_channels=1, num_classes=classes
-    )
+    return EfficientNetBN("efficientnet-b0", pretrained=False, spatial_dims=2, in_channels=1, num_classes=classes)
 
 
 def cnn(

@@ -145,9 +145,7 @@ def scan(
     left_out = {reason.value: int(counts[reason]) for reason in Reason if reason in counts}
     usable = rows[rows["reason"] == ""].drop(columns="reason")
     number = pd.to_numeric(usable["InstanceNumber"], errors="coerce")
-    order = usable.assign(_number=number).sort_values(
-        ["SeriesInstanceUID", "_number", "SOPInstanceUID"], kind="stable"
-    )
+    order = usable.assign(_number=number).sort_values(["SeriesInstanceUID", "_number", "SOPInstanceUID"], kind="stable")
     return Scan(order.drop(columns="_number").reset_index(drop=True), left_out, len(files), opened)
 
 
@@ -168,9 +166,7 @@ def _check(root: Path, index: Path, attributes: Sequence[str]) -> None:
         except (KeyError, ValueError):
             vr = "UN"
         if not _NO_TEXT.isdisjoint(vr.split(" or ")):
-            raise DataError(
-                f"data.labels.join: {keyword} is no DICOM attribute of text or numbers", "name another"
-            )
+            raise DataError(f"data.labels.join: {keyword} is no DICOM attribute of text or numbers", "name another")
 
 
 def _walk(root: Path) -> Iterator[tuple[str, tuple[int, int]]]:

@@ -150,9 +150,7 @@ class _Blob:
         return self.level * _inside(np.hypot(du, dv) / (self.radius * extent * outline), edge=0.25)
 
 
-def _head(
-    rng: np.random.Generator, u: Image, v: Image, scanner: Scanner, pose: _Pose, height: float
-) -> Image:
+def _head(rng: np.random.Generator, u: Image, v: Image, scanner: Scanner, pose: _Pose, height: float) -> Image:
     """A healthy slice at `height` (-1 base .. 1 crown): brightness 0..1 before the scanner."""
     size = u.shape[0]
     radius = np.hypot(u, v)

@@ -79,9 +79,7 @@ def write_hospital(
     clinic, people = populate(_rng("people", name, seed), patients)
     salt = _salt(name, seed, [patient.mrn for patient in people])
     site = paperwork.site_toml(name=name, seed=seed, style=habits, salt=salt, studies=studies)
-    Site.parse(
-        paperwork.parse(site), source=f"phantom of {name!r}", folder=folder
-    )  # before anything is written
+    Site.parse(paperwork.parse(site), source=f"phantom of {name!r}", folder=folder)  # before anything is written
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(
             f"{folder}: exists and is not an empty folder",
@@ -124,9 +122,7 @@ def _burdens(rng: np.random.Generator, patients: int) -> NDArray[np.float64]:
     return rng.permutation(np.concatenate([np.zeros(patients - ill), np.linspace(*_BURDEN, ill)]))
 
 
-def _header(
-    clinic: Clinic, patient: Patient, style: Style, uids: dict[str, UID], number: int, images: int
-) -> Dataset:
+def _header(clinic: Clinic, patient: Patient, style: Style, uids: dict[str, UID], number: int, images: int) -> Dataset:
     """The header of an MR Image (DICOM PS3.3, A.4) but for its pixels and its own UID."""
     day, time = f"{patient.scanned:%Y%m%d}", f"{patient.scanned:%H%M%S}"
     born = f"{patient.born:%Y%m%d}"
@@ -226,9 +222,7 @@ def _salt(name: str, seed: int, mrns: Sequence[str]) -> str:
 
 def _uid(name: str, seed: int, mrn: str, *parts: str | int) -> UID:
     """A UID that no other hospital, seed or image has, and that is the same each time."""
-    return generate_uid(
-        entropy_srcs=["intramural phantom", *(f"|{part}" for part in (name, seed, mrn, *parts))]
-    )
+    return generate_uid(entropy_srcs=["intramural phantom", *(f"|{part}" for part in (name, seed, mrn, *parts))])
 
 
 def _secret(purpose: str, name: str, seed: int) -> bytes:

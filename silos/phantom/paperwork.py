@@ -151,6 +151,4 @@ def _toml(value: str | list[str]) -> str:
 
 
 def _table(values: dict[str, str]) -> str:
-    return (
-        "{ " + ", ".join(f"{json.dumps(key)} = {json.dumps(value)}" for key, value in values.items()) + " }"
-    )
+    return "{ " + ", ".join(f"{json.dumps(key)} = {json.dumps(value)}" for key, value in values.items()) + " }"

@@ -30,8 +30,7 @@ PLAN: dict[str, Any] = {
 def make_plan(**changes: Any) -> Plan:
     """The study, some of its keys changed; a dict is merged into a table."""
     merged = {
-        key: PLAN[key] | value if isinstance(value, dict) and key in PLAN else value
-        for key, value in changes.items()
+        key: PLAN[key] | value if isinstance(value, dict) and key in PLAN else value for key, value in changes.items()
     }
     return Plan.model_validate(PLAN | merged)
 
@@ -48,8 +47,6 @@ def phantom(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Site]:
     @cache
     def write(style: int) -> Site:
         folder = tmp_path_factory.mktemp("phantom") / "north"
-        return Site.load(
-            write_hospital(folder, name="north", seed=7, patients=12, images=3, size=32, style=style)
-        )
+        return Site.load(write_hospital(folder, name="north", seed=7, patients=12, images=3, size=32, style=style))
 
     return write

@@ -143,10 +143,15 @@ def test_a_table_that_a_spreadsheet_saved_is_read(data: MakeData) -> None:
     assert targets(match(by_accession("A1", "A2"), data(table))) == {"000000": 1, "000001": 0}
 
 
-def test_a_delimiter_at_the_end_of_each_row_does_not_shift_the_columns(data: MakeData) -> None:
-    """Else the first column would silently become the second."""
-    table = "finding,acc,more\nyes,A1,A2,\nno,A2,A1,\n"
-    assert targets(match(by_accession("A1", "A2"), data(table))) == {"000000": 1, "000001": 0}
+@pytest.mark.parametrize(
+    "rows",
+    ["A1,A2,yes,yes,\nA2,A1,no,no,\n", "A1,A2,yes,yes,\nA2,A1,no,no\n", "A1,A2,yes,yes\nA2,A1,no,no,\n"],
+    ids=["every row", "the first", "the last"],
+)
+def test_rows_longer_than_the_header_are_refused_and_never_read_shifted(data: MakeData, rows: str) -> None:
+    settings_ = data("acc,earlier,finding,second\n" + rows)
+    with pytest.raises(ConfigError, match=re.escape(f"data.labels.file: {settings_.labels.file}")):
+        match(by_accession("A1", "A2"), settings_)
 
 
 def test_words_that_look_missing_or_numeric_to_a_spreadsheet_stay_words(data: MakeData) -> None:
@@ -173,9 +178,7 @@ def test_an_empty_class_and_an_empty_cell_leave_images_out_and_are_counted(data:
 
 
 def test_a_hospital_whose_empty_cell_means_something_can_say_so(data: MakeData) -> None:
-    found = match(
-        by_accession("A1", "A2"), data("acc,finding\nA1,x\nA2,\n", words={"x": "lesion", "": "none"})
-    )
+    found = match(by_accession("A1", "A2"), data("acc,finding\nA1,x\nA2,\n", words={"x": "lesion", "": "none"}))
     assert targets(found) == {"000000": 1, "000001": 0}
 
 
@@ -280,9 +283,7 @@ reasons = st.sampled_from(["yes", "no", "poor", "", "both", "absent"])
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.lists(st.tuples(reasons, st.booleans()), min_size=1, max_size=12), st.integers(0, 3))
-def test_every_image_is_a_case_or_is_counted_once(
-    data: MakeData, images: list[tuple[str, bool]], orphans: int
-) -> None:
+def test_every_image_is_a_case_or_is_counted_once(data: MakeData, images: list[tuple[str, bool]], orphans: int) -> None:
     rows = ["first,yes"] + [f"orphan{n},no" for n in range(orphans)]
     for n, (word, _) in enumerate(images):
         words = ["yes", "no"] if word == "both" else [] if word == "absent" else [word]

@@ -1,6 +1,7 @@
 """What the image cache promises: each image decoded once, never the wrong one, for its owner only."""
 
 import os
+import re
 import shutil
 import threading
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 
 from models import tasks
@@ -87,11 +89,13 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def rewrite(path: Path, old: Path) -> None:
-    """Another image comes to lie where one was, as when a hospital exports again."""
-    stamp = old.stat().st_mtime_ns
-    shutil.copy(old, path)
-    os.utime(path, ns=(stamp + 1_000_000_000, stamp + 1_000_000_000))
+def exchange_pixels(path: Path, other: Path) -> None:
+    """A file changes: its header, and so its label, stays; its pixels become another image's."""
+    image, source = pydicom.dcmread(path), pydicom.dcmread(other)
+    image.PixelData, image.RescaleSlope = source.PixelData, source.RescaleSlope
+    changed = path.stat().st_mtime_ns + 1_000_000_000
+    image.save_as(path)
+    os.utime(path, ns=(changed, changed))
 
 
 # --- what is in it ------------------------------------------------------------------------------------
@@ -133,9 +137,7 @@ def test_a_cohort_without_cases_has_no_images(hospital: Hospital) -> None:
 # --- decoding once ------------------------------------------------------------------------------------
 
 
-def test_the_second_time_nothing_is_decoded_and_the_images_are_the_same(
-    hospital: Hospital, decoded: list[str]
-) -> None:
+def test_the_second_time_nothing_is_decoded_and_the_images_are_the_same(hospital: Hospital, decoded: list[str]) -> None:
     hospital.prepare()
     assert len(decoded) == IMAGES
     decoded.clear()
@@ -145,34 +147,17 @@ def test_the_second_time_nothing_is_decoded_and_the_images_are_the_same(
 
 def test_a_changed_file_is_prepared_anew_and_no_other(hospital: Hospital, decoded: list[str]) -> None:
     cases = hospital.prepare().cohort.cases["path"]
-    changed = hospital.root / cases.iloc[5]
-    before = read_image(changed)
-    source = read_image(hospital.root / cases.iloc[30])
-    assert not np.array_equal(before, source)
-    _exchange_pixels(changed, hospital.root / cases.iloc[30])
+    changed, other = hospital.root / cases.iloc[5], hospital.root / cases.iloc[30]
+    assert not np.array_equal(read_image(changed), read_image(other))
+    exchange_pixels(changed, other)
     decoded.clear()
     found = hospital.prepare()
     assert decoded == [changed.name]
-    np.testing.assert_array_equal(read_image(changed), source)
+    np.testing.assert_array_equal(read_image(changed), read_image(other))
     hospital.check(found)
 
 
-def _exchange_pixels(path: Path, other: Path) -> None:
-    """The header stays, so that the label does; the pixels are another image's."""
-    import pydicom
-
-    image = pydicom.dcmread(path)
-    image.PixelData = pydicom.dcmread(other).PixelData
-    for keyword in ("RescaleSlope", "RescaleIntercept"):
-        setattr(image, keyword, getattr(pydicom.dcmread(other), keyword))
-    stamp = path.stat().st_mtime_ns + 1_000_000_000
-    image.save_as(path)
-    os.utime(path, ns=(stamp, stamp))
-
-
-def test_new_files_are_added_and_the_old_ones_not_decoded_again(
-    hospital: Hospital, decoded: list[str]
-) -> None:
+def test_new_files_are_added_and_the_old_ones_not_decoded_again(hospital: Hospital, decoded: list[str]) -> None:
     everybody = hospital.cohort()
     late = list(everybody.cases["path"][::3])
     hospital.prepare(everybody.without(dict.fromkeys(late, "not yet here")))
@@ -195,9 +180,7 @@ def test_a_file_that_is_gone_leaves_the_others_as_they_were(hospital: Hospital, 
     "changes",
     [{"size": [24, 24]}, {"percentiles": [2, 98]}, {"percentiles": None, "window": [500.0, 1000.0]}],
 )
-def test_another_preparation_has_another_cache(
-    hospital: Hospital, decoded: list[str], changes: dict[str, Any]
-) -> None:
+def test_another_preparation_has_another_cache(hospital: Hospital, decoded: list[str], changes: dict[str, Any]) -> None:
     hospital.prepare()
     decoded.clear()
     hospital.check(hospital.prepare(**changes), **changes)
@@ -208,18 +191,14 @@ def test_another_preparation_has_another_cache(
     assert decoded == []
 
 
-def test_what_does_not_change_an_image_does_not_change_the_cache(
-    hospital: Hospital, decoded: list[str]
-) -> None:
+def test_what_does_not_change_an_image_does_not_change_the_cache(hospital: Hospital, decoded: list[str]) -> None:
     hospital.prepare()
     decoded.clear()
     hospital.check(hospital.prepare(augment=True, network={"name": "resnet18"}))
     assert decoded == []
 
 
-def test_progress_counts_the_images_that_are_not_there_yet(
-    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_progress_counts_the_images_that_are_not_there_yet(hospital: Hospital, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dataset, "_BATCH", 16)
     settings, told = hospital.task(), []
     for _ in range(2):
@@ -293,9 +272,7 @@ def test_work_that_was_interrupted_goes_on_where_it_stopped_and_loses_and_double
     assert hospital.images_file().stat().st_size == IMAGES * 4 * 16 * 16
 
 
-def test_half_a_row_that_a_killed_process_left_behind_does_no_harm(
-    hospital: Hospital, decoded: list[str]
-) -> None:
+def test_half_a_row_that_a_killed_process_left_behind_does_no_harm(hospital: Hospital, decoded: list[str]) -> None:
     everybody = hospital.cohort()
     first = everybody.without(dict.fromkeys(everybody.cases["path"][20:], "not yet here"))
     hospital.prepare(first)
@@ -367,24 +344,15 @@ def test_a_path_that_is_no_text_is_as_good_as_any(hospital: Hospital) -> None:
     except OSError:
         pytest.skip("this file system takes UTF-8 names only")
     found = hospital.prepare()
-    assert found.cohort.cases["path"].map(os.fsencode).str.contains(b"Z\xfcrich").sum() == 1
+    assert any(b"Z\xfcrich" in os.fsencode(path) for path in found.cohort.cases["path"])
     hospital.check(found)
     hospital.check(hospital.prepare())
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_cache_that_cannot_be_written_says_where_and_what_to_do(hospital: Hospital) -> None:
-    everybody = hospital.cohort()
-    hospital.cache.mkdir(mode=0o500)
-    with pytest.raises(DataError, match="run.work: the image cache") as caught:
-        hospital.prepare(everybody)
-    assert caught.value.hint
 
 
 def test_a_cache_whose_place_is_taken_says_where_and_what_to_do(hospital: Hospital) -> None:
     everybody = hospital.cohort()
     hospital.cache.write_text("not a folder")
-    with pytest.raises(DataError, match=f"run.work: the image cache {hospital.cache}") as caught:
+    with pytest.raises(DataError, match=re.escape(f"run.work: the image cache {hospital.cache}")) as caught:
         hospital.prepare(everybody)
     assert caught.value.hint
 
@@ -401,12 +369,3 @@ def test_only_the_owner_can_read_the_cache(hospital: Hospital) -> None:
     assert {file.name for file in files} >= {"images.f32", "index.sqlite"}
     for file in files:
         assert file.stat().st_mode & 0o777 == 0o600
-
-
-def test_a_cache_that_others_could_read_is_closed_to_them(hospital: Hospital) -> None:
-    """As after a copy from another machine."""
-    hospital.prepare()
-    (folder,) = hospital.cache.iterdir()
-    folder.chmod(0o755)
-    hospital.prepare()
-    assert folder.stat().st_mode & 0o777 == 0o700

@@ -51,9 +51,7 @@ def policy(**changes: Any) -> Policy:
 @pytest.fixture(scope="session")
 def agree(make_plan: MakePlan) -> Agree:
     def make(coordinator_key: str = "key", initial: str = "1" * 64, **changes: Any) -> Agreement:
-        return Agreement(
-            plan=make_plan(**changes), coordinator_key=coordinator_key, initial=initial, spec=SPEC.digest
-        )
+        return Agreement(plan=make_plan(**changes), coordinator_key=coordinator_key, initial=initial, spec=SPEC.digest)
 
     return make
 
@@ -75,9 +73,7 @@ def update(**changes: Any) -> gate.Update:
     return gate.Update(**usual | changes)
 
 
-def release(
-    what: gate.Update, agreement: Agreement, rules: Policy | None = None, rounds: int = 1
-) -> gate.Release:
+def release(what: gate.Update, agreement: Agreement, rules: Policy | None = None, rounds: int = 1) -> gate.Release:
     return gate.release(
         rules or policy(), agreement, what, SPEC, rounds=rounds, secret=SECRET, software={"python": "3.11"}
     )
@@ -193,9 +189,7 @@ def test_a_policy_without_metrics_tells_none_and_not_how_many_were_evaluated(agr
     assert (manifest.metrics, manifest.withheld, manifest.evaluated) == ({}, ["auc", "loss"], None)
 
 
-@pytest.mark.parametrize(
-    ("changes", "least"), [({}, 5), ({"min_evaluated": 2}, 2), ({"min_evaluated": 9}, 9)]
-)
+@pytest.mark.parametrize(("changes", "least"), [({}, 5), ({"min_evaluated": 2}, 2), ({"min_evaluated": 9}, 9)])
 def test_metrics_of_too_few_patients_are_withheld(agree: Agree, changes: dict[str, int], least: int) -> None:
     few = release(update(evaluated_patients=least - 1), agree(), policy(**changes)).manifest
     enough = release(update(evaluated_patients=least), agree(), policy(**changes)).manifest
@@ -287,9 +281,7 @@ def test_counts_are_exact_only_if_the_policy_says_exact(agree: Agree) -> None:
 
 def test_the_same_band_gives_the_same_manifest_whatever_the_count(agree: Agree) -> None:
     manifests = {
-        release(
-            update(patients=p, images=i, evaluated_patients=e, evaluated_images=j), agree()
-        ).manifest.encode()
+        release(update(patients=p, images=i, evaluated_patients=e, evaluated_images=j), agree()).manifest.encode()
         for p, i, e, j in ((11, 200, 5, 50), (19, 499, 7, 99), (12, 321, 6, 61))
     }
     assert len(manifests) == 1
@@ -330,9 +322,7 @@ def test_an_update_with_nan_or_infinity_is_unusable(agree: Agree, wrong: float) 
 
 
 @pytest.mark.parametrize(("noise", "scale"), [(0.0, 0.1), (0.0, 100.0), (0.5, 0.1), (0.5, 100.0)])
-def test_the_manifest_lists_every_array_that_leaves_and_no_other(
-    agree: Agree, noise: float, scale: float
-) -> None:
+def test_the_manifest_lists_every_array_that_leaves_and_no_other(agree: Agree, noise: float, scale: float) -> None:
     released = release(update(delta=delta(scale)), agree(), policy(noise=noise))
     manifest, vector = released.manifest, released.vector
     assert vector is not None

@@ -94,10 +94,7 @@ def test_the_slices_of_a_patient_lie_one_above_the_other(hospital: Path) -> None
         assert np.allclose(steps, [0, 0, float(stack[0].SpacingBetweenSlices)])
         row, column = np.reshape(np.array(stack[0].ImageOrientationPatient, float), (2, 3))
         assert np.allclose(np.cross(row, column), [0, 0, 1])
-        assert (
-            len({(image.PatientID, image.StudyInstanceUID, image.FrameOfReferenceUID) for image in stack})
-            == 1
-        )
+        assert len({(image.PatientID, image.StudyInstanceUID, image.FrameOfReferenceUID) for image in stack}) == 1
 
 
 def test_site_toml_loads_and_its_key_signs_in_the_hospitals_name(hospital: Path) -> None:
@@ -212,9 +209,7 @@ def test_another_seed_or_name_shares_no_person_uid_image_key_or_salt(tmp_path: P
         site = Site.load(folder / "site.toml")
         images = list(read_all(folder).values())
         uids = {str(e.value) for image in images for e in image if e.VR == "UI"} - {MRImageStorage}
-        people = {
-            str(image[k].value) for image in images for k in ("PatientName", "PatientID", "AccessionNumber")
-        }
+        people = {str(image[k].value) for image in images for k in ("PatientName", "PatientID", "AccessionNumber")}
         pixels = {image.pixel_array.tobytes() for image in images}
         kept.append(uids | people | pixels | {site.data.salt, Signer.load(site.key).verifier.key})
     assert len(kept[0]) == len(kept[1]) > 20
@@ -236,9 +231,7 @@ def test_the_policy_allows_the_studies_that_were_named_and_no_other(tmp_path: Pa
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_a_quarter_of_the_patients_is_held_out_so_that_a_demo_can_always_evaluate(
-    tmp_path: Path, seed: int
-) -> None:
+def test_a_quarter_of_the_patients_is_held_out_so_that_a_demo_can_always_evaluate(tmp_path: Path, seed: int) -> None:
     site = Site.load(write_hospital(tmp_path / "a", name="a", seed=seed, images=1, size=32, style=0))
     people = {image.PatientID for image in read_all(tmp_path / "a").values()}
     hashes = [cohort.patient_hash(site.data.salt, patient) for patient in people]

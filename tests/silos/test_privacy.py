@@ -39,9 +39,7 @@ def test_no_clipped_update_is_longer_than_the_bound(vector: np.ndarray, bound: f
 
 
 @given(vectors(1e30), st.floats(1e-3, 1e6))
-def test_clipping_keeps_the_direction_and_as_much_of_the_length_as_is_allowed(
-    vector: np.ndarray, bound: float
-) -> None:
+def test_clipping_keeps_the_direction_and_as_much_of_the_length_as_is_allowed(vector: np.ndarray, bound: float) -> None:
     clipped = privacy.clip(vector, bound)
     before, after = vector.astype(np.float64), clipped.astype(np.float64)
     if privacy.norm(vector) <= bound:
@@ -184,10 +182,7 @@ def test_the_noise_can_be_recomputed_by_the_holder_of_the_secret_with_other_soft
     key = hmac.new(SECRET, b"intramural noise v1\n" + struct.pack("<d", sd) + vector.tobytes(), "sha256")
     words = struct.unpack("<100Q", chacha20(key.digest(), 13)[:800])
     uniform = [((word >> 11) + 0.5) / 2**53 for word in words]
-    pairs = [
-        (math.sqrt(-2 * math.log(u)), 2 * math.pi * v)
-        for u, v in zip(uniform[:50], uniform[50:], strict=True)
-    ]
+    pairs = [(math.sqrt(-2 * math.log(u)), 2 * math.pi * v) for u, v in zip(uniform[:50], uniform[50:], strict=True)]
     deviates = [r * math.cos(angle) for r, angle in pairs] + [r * math.sin(angle) for r, angle in pairs]
     expected = vector + sd * np.array(deviates[:99])
     np.testing.assert_allclose(privacy.add_noise(vector, sd, SECRET), expected, rtol=1e-6, atol=1e-6)
@@ -212,9 +207,7 @@ def delta_of(epsilon: float, noise: float, rounds: int) -> float:
 @pytest.mark.parametrize("delta", [1e-2, 1e-5, 1e-9])
 @pytest.mark.parametrize("rounds", [1, 10, 1000])
 @pytest.mark.parametrize("noise", [0.5, 1.0, 4.0, 30.0])
-def test_epsilon_is_the_one_at_which_numerical_integration_gives_delta(
-    noise: float, rounds: int, delta: float
-) -> None:
+def test_epsilon_is_the_one_at_which_numerical_integration_gives_delta(noise: float, rounds: int, delta: float) -> None:
     epsilon = privacy.epsilon(noise, rounds, delta)
     if epsilon < 1e-8:  # so much noise that delta alone is enough
         assert delta_of(0.0, noise, rounds) <= delta
@@ -227,9 +220,7 @@ def test_epsilon_is_right_where_there_is_hardly_any_noise(noise: float, rounds: 
     assert delta_of(privacy.epsilon(noise, rounds, 1e-5), noise, rounds) == pytest.approx(1e-5, rel=1e-4)
 
 
-@given(
-    st.floats(0.2, 50), st.floats(1.01, 4), st.integers(1, 2000), st.integers(1, 500), st.floats(1e-9, 1e-2)
-)
+@given(st.floats(0.2, 50), st.floats(1.01, 4), st.integers(1, 2000), st.integers(1, 500), st.floats(1e-9, 1e-2))
 def test_epsilon_rises_with_rounds_and_falls_with_noise_and_delta(
     noise: float, factor: float, rounds: int, more: int, delta: float
 ) -> None:

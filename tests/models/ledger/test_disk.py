@@ -37,9 +37,7 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, calls: lis
 
 
 @pytest.mark.parametrize("name", ["write", "fsync", "rename"])
-def test_a_file_that_cannot_be_replaced_stays_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_a_file_that_cannot_be_replaced_stays_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     path = tmp_path / "model"
     disk.publish(path, b"old")
     with monkeypatch.context() as patch:
@@ -51,9 +49,7 @@ def test_a_file_that_cannot_be_replaced_stays_whole(
     assert path.read_bytes() == b"newer"
 
 
-def test_a_file_that_the_system_takes_in_parts_is_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_the_system_takes_in_parts_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # As Linux does with everything beyond 2 GiB.
     real = os.write
     monkeypatch.setattr(os, "write", lambda number, content: real(number, content[:7]))

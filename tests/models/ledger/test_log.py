@@ -89,9 +89,7 @@ def recorded(patch: pytest.MonkeyPatch, name: str) -> list[Any]:
 
 
 def test_the_first_line_says_whose_ledger_it_is(tmp_path: Path) -> None:
-    with Ledger.create(
-        tmp_path / "ledger", NORTH, {"clock": "host"}, origin="north.example/study-1"
-    ) as ledger:
+    with Ledger.create(tmp_path / "ledger", NORTH, {"clock": "host"}, origin="north.example/study-1") as ledger:
         first = ledger.records[0]
         assert ledger.head.origin == "north.example/study-1"
     assert first.event is Event.LOG_OPENED
@@ -145,9 +143,7 @@ def test_several_entries_are_one_write_and_one_sync(tmp_path: Path, monkeypatch:
         assert ledger.head.size == 6
 
 
-def test_a_line_is_on_the_disk_before_the_head_that_covers_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_line_is_on_the_disk_before_the_head_that_covers_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Ledger.create(tmp_path / "ledger", NORTH) as ledger:
         faulty = Faulty(monkeypatch, -1, "")
         ledger.append(entry(0))
@@ -339,9 +335,7 @@ ATTACKS: dict[str, Callable[[list[Record]], bytes]] = {
     "an empty line is added": lambda records: raw(records) + b"\n",
     "an unknown event is added": lambda records: (
         raw(records)
-        + forged(records[-1], records[-1].leaf.hex(), seq=8).line.replace(
-            b"update.offered", b"update.invented"
-        )
+        + forged(records[-1], records[-1].leaf.hex(), seq=8).line.replace(b"update.offered", b"update.invented")
         + b"\n"
     ),
     "a line with another number is added": lambda records: (
@@ -423,9 +417,7 @@ def test_a_reader_needs_neither_the_key_nor_write_access(folder: Path) -> None:
 def test_a_ledger_can_be_checked_without_the_heavy_libraries() -> None:
     code = "import sys, models.ledger; print(*sys.modules)"
     environment = {**os.environ, "PYTHONPATH": str(Path(models.__file__).parents[1])}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert "models.ledger.log" in done.stdout.split()
     assert not {"flwr", "torch", "numpy", "pandas", "pydantic", "pydicom", "monai"} & set(done.stdout.split())
 
@@ -598,9 +590,7 @@ def crashed(folder: Path) -> None:
 
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize(("before", "start"), [("nothing", 0), ("a crash", 2)])
-def test_no_fault_of_the_disk_loses_an_acknowledged_line(
-    tmp_path: Path, how: str, before: str, start: int
-) -> None:
+def test_no_fault_of_the_disk_loses_an_acknowledged_line(tmp_path: Path, how: str, before: str, start: int) -> None:
     template = tmp_path / "template"
     if before == "a crash":
         crashed(template)
@@ -670,9 +660,7 @@ def test_an_interrupted_append_is_not_continued(folder: Path, monkeypatch: pytes
             ledger.append(entry(8))
 
 
-def test_lines_found_unsigned_are_written_to_the_disk_again(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lines_found_unsigned_are_written_to_the_disk_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # After a failed sync the system shows lines that the disk may not have, and "sync" them.
     size = (folder / "ledger.jsonl").stat().st_size
     with Ledger.open(folder, NORTH) as ledger, monkeypatch.context() as patch:
@@ -701,9 +689,7 @@ def test_a_writer_in_another_process_is_refused(folder: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(models.__file__).parents[1])}
     command = [sys.executable, "-c", WRITER, str(folder)]
     with Ledger.open(folder, NORTH):
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, check=False, timeout=60
-        )
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 1
     assert "Locked" in done.stderr
 
@@ -734,9 +720,7 @@ def test_a_file_changed_under_an_open_ledger_stops_the_writer(folder: Path, chan
     assert not (folder / "moved").exists() or (folder / "moved").read_bytes() == content
 
 
-def test_a_ledger_inherited_by_a_forked_process_does_not_write(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_ledger_inherited_by_a_forked_process_does_not_write(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Ledger.open(folder, NORTH) as ledger:
         with monkeypatch.context() as patch:
             patch.setattr(os, "getpid", lambda: -1)

@@ -165,9 +165,7 @@ def test_a_proof_for_a_tree_of_another_depth_is_refused() -> None:
 def test_a_changed_past_has_no_proof() -> None:
     forked = grown([*TREE_LEAVES[:40], leaf_hash(b"rewritten"), *TREE_LEAVES[41:]])
     for old in range(41, SIZE):
-        assert not verify_consistency(
-            old, SIZE, TREE.root(old), forked.root(SIZE), forked.consistency(old, SIZE)
-        )
+        assert not verify_consistency(old, SIZE, TREE.root(old), forked.root(SIZE), forked.consistency(old, SIZE))
 
 
 def test_a_tree_that_grew_from_nothing_needs_no_proof_but_the_empty_root() -> None:

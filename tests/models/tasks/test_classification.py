@@ -48,13 +48,9 @@ def test_the_study_s_task_is_found_by_its_name() -> None:
 IMAGE = np.random.default_rng(1).normal(300, 200, (64, 48)).astype(np.float32)
 
 
-@pytest.mark.parametrize(
-    "normalisation", [{"percentiles": (1, 99)}, {"percentiles": None, "window": (300, 200)}]
-)
+@pytest.mark.parametrize("normalisation", [{"percentiles": (1, 99)}, {"percentiles": None, "window": (300, 200)}])
 @pytest.mark.parametrize("size", [(24, 32), (128, 128), (64, 48), (96, 24)])
-def test_an_image_becomes_the_study_s_size_from_0_to_1(
-    normalisation: dict[str, Any], size: tuple[int, int]
-) -> None:
+def test_an_image_becomes_the_study_s_size_from_0_to_1(normalisation: dict[str, Any], size: tuple[int, int]) -> None:
     prepare = classification(size=size, **normalisation).prepare
     before = IMAGE.copy()
     prepared = prepare(IMAGE)
@@ -237,9 +233,7 @@ def test_confident_outputs_are_still_ranked() -> None:
 def test_scores_of_known_results() -> None:
     logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 3.0]], dtype=torch.bfloat16)
     scores = classification().score(logits.requires_grad_(), torch.tensor([0, 1, 1, 1]))
-    expected = np.mean(
-        [np.log1p(np.exp(-2)), np.log1p(np.exp(-1)), np.log1p(np.exp(1)), np.log1p(np.exp(-3))]
-    )
+    expected = np.mean([np.log1p(np.exp(-2)), np.log1p(np.exp(-1)), np.log1p(np.exp(1)), np.log1p(np.exp(-3))])
     assert scores == {"loss": pytest.approx(expected), "accuracy": 0.75, "auc": 1.0}
     assert all(type(value) is float for value in scores.values())
 

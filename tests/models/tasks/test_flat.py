@@ -70,9 +70,7 @@ Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
     ],
     ids=["sgd", "momentum", "adam", "adamw"],
 )
-def test_training_is_that_of_the_plain_network_to_the_bit(
-    choice: dict[str, object], optimizer: Optimizer
-) -> None:
+def test_training_is_that_of_the_plain_network_to_the_bit(choice: dict[str, object], optimizer: Optimizer) -> None:
     plain = network(choice)
     flat = FlatNetwork(copy.deepcopy(plain))
     start = flat.weights.clone()
@@ -88,9 +86,7 @@ def test_the_vector_is_the_floating_state_in_the_order_of_its_names() -> None:
     flat = FlatNetwork(copy.deepcopy(plain))
     state = {k: v for k, v in plain.state_dict().items() if v.is_floating_point()}
     assert [tensor.name for tensor in flat.spec.tensors] == sorted(state)
-    assert [tensor.shape for tensor in flat.spec.tensors] == [
-        tuple(state[name].shape) for name in sorted(state)
-    ]
+    assert [tensor.shape for tensor in flat.spec.tensors] == [tuple(state[name].shape) for name in sorted(state)]
     assert flat.spec.size == flat.weights.numel() == sum(v.numel() for v in state.values())
     assert torch.equal(flat.weights, torch.cat([state[name].ravel() for name in sorted(state)]))
     assert any("running_mean" in tensor.name for tensor in flat.spec.tensors)

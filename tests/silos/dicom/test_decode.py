@@ -72,16 +72,12 @@ def test_a_modality_lut_is_looked_up(make: Make, tmp_path: Path) -> None:
     table.ModalityLUTType = "US"
     table.LUTData = [7, 100, 1000, 30000]
     table["LUTDescriptor"].VR = table["LUTData"].VR = "US"
-    path = make(
-        tmp_path / "lut", np.array([[0, 1], [2, 9]], np.uint16), ModalityLUTSequence=Sequence([table])
-    )
+    path = make(tmp_path / "lut", np.array([[0, 1], [2, 9]], np.uint16), ModalityLUTSequence=Sequence([table]))
     np.testing.assert_array_equal(read_image(path), [[7, 100], [1000, 30000]])
 
 
 @pytest.mark.parametrize(("dtype", "ends"), [("u2", 4095), ("u1", 255), ("i2", -1)])
-def test_monochrome1_is_turned_so_that_larger_is_brighter(
-    dtype: str, ends: int, make: Make, tmp_path: Path
-) -> None:
+def test_monochrome1_is_turned_so_that_larger_is_brighter(dtype: str, ends: int, make: Make, tmp_path: Path) -> None:
     array = noise(dtype)
     path = make(
         tmp_path / "cr",
@@ -143,9 +139,7 @@ def test_a_header_that_its_pixels_contradict_is_refused(
 
 
 @pytest.mark.parametrize("syntax", [uid.RLELossless, uid.JPEG2000Lossless, uid.JPEGLSLossless])
-@pytest.mark.parametrize(
-    ("rows", "columns"), [(48, 32), (31, 48), (32, 49), (8192, 8192), (65535, 65535)], ids=str
-)
+@pytest.mark.parametrize(("rows", "columns"), [(48, 32), (31, 48), (32, 49), (8192, 8192), (65535, 65535)], ids=str)
 def test_a_frame_of_another_shape_is_refused_and_never_allocated(
     syntax: str, rows: int, columns: int, make: Make, tmp_path: Path
 ) -> None:
@@ -185,9 +179,7 @@ def test_random_damage_is_refused_or_decoded_and_nothing_else_escapes(make: Make
 
 def test_a_damaged_codestream_is_refused(make: Make, tmp_path: Path) -> None:
     assert (
-        refusal(
-            make(tmp_path / "junk", syntax=uid.JPEGLSLossless, PixelData=encapsulate([b"no picture at all"]))
-        )
+        refusal(make(tmp_path / "junk", syntax=uid.JPEGLSLossless, PixelData=encapsulate([b"no picture at all"])))
         == Reason.PIXELS
     )
 

@@ -97,3 +97,12 @@ def test_a_file_cut_anywhere_is_refused_in_words_and_never_crashes(make: Make, t
             seen.add(refusal(path))
         assert seen <= {Reason.NOT_DICOM, Reason.TRUNCATED, Reason.NO_IMAGE}
         assert Reason.TRUNCATED in seen
+
+
+def test_a_file_cut_inside_a_sequence_is_refused_in_words(make: Make, tmp_path: Path) -> None:
+    path = make(tmp_path / "cut")
+    content = path.read_bytes()
+    at = content.index(b"\xe0\x7f\x10\x00OW")
+    for length in range(1, len(nested(2))):
+        path.write_bytes(content[:at] + nested(2)[:length])
+        assert refusal(path) in {Reason.TRUNCATED, Reason.UNREADABLE, Reason.NO_IMAGE}

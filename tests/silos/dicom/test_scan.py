@@ -64,9 +64,7 @@ def look(root: Path, index: Path, *modality: str, **settings: Any) -> Scan:
     return found
 
 
-def test_an_image_is_found_by_what_it_holds_in_any_shape_of_folder(
-    make: Make, root: Path, index: Path
-) -> None:
+def test_an_image_is_found_by_what_it_holds_in_any_shape_of_folder(make: Make, root: Path, index: Path) -> None:
     for number, name in enumerate(["IM0001.dcm", "a/b/c/I002", "export/001.IMA", "notes.txt"]):
         make(root / name, InstanceNumber=number)
     found = look(root, index)
@@ -321,17 +319,13 @@ def test_what_cannot_be_used_is_counted_in_plain_words(
         {"SeriesInstanceUID": None, "PatientID": None},
     ],
 )
-def test_what_is_only_unusual_is_used(
-    attributes: dict[str, Any], make: Make, root: Path, index: Path
-) -> None:
+def test_what_is_only_unusual_is_used(attributes: dict[str, Any], make: Make, root: Path, index: Path) -> None:
     make(root / "a", **attributes)
     make(root / "b", **attributes)
     assert sorted(paths(look(root, index))) == ["a", "b"]
 
 
-def test_a_series_that_disagrees_on_its_modality_is_left_out_whole(
-    make: Make, root: Path, index: Path
-) -> None:
+def test_a_series_that_disagrees_on_its_modality_is_left_out_whole(make: Make, root: Path, index: Path) -> None:
     for name, modality in [("a", "MR"), ("b", "MR"), ("c", "CT")]:
         make(root / name, Modality=modality)
     make(root / "other", SeriesInstanceUID="1.2.3.5")
@@ -340,9 +334,7 @@ def test_a_series_that_disagrees_on_its_modality_is_left_out_whole(
     assert found.left_out == {Reason.SEVERAL_MODALITIES: 3}
 
 
-def test_of_two_files_with_one_identity_the_first_usable_path_stays(
-    make: Make, root: Path, index: Path
-) -> None:
+def test_of_two_files_with_one_identity_the_first_usable_path_stays(make: Make, root: Path, index: Path) -> None:
     for name in ("a-broken", "b", "c/d", "e"):
         make(root / name, SOPInstanceUID="1.2.3.4.5")
     cut(root / "a-broken", 2)
@@ -357,9 +349,7 @@ def test_every_reason_of_a_scan_has_a_test() -> None:
     assert tested | {Reason.SEVERAL_MODALITIES, Reason.DUPLICATE} == set(Reason)
 
 
-def test_links_are_followed_once_and_only_regular_files_are_opened(
-    make: Make, root: Path, index: Path
-) -> None:
+def test_links_are_followed_once_and_only_regular_files_are_opened(make: Make, root: Path, index: Path) -> None:
     make(root / "a" / "image")
     (root / "a" / "loop").symlink_to(root)
     (root / "itself").symlink_to(root / "itself")

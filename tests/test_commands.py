@@ -1,0 +1,265 @@
+"""The commands, as the people they are for type them: results, exit codes, and errors that say what to do."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from aggregator import LocalGrid, Study, run
+from aggregator.audit_cli import main as audit
+from aggregator.cli import main as aggregator
+from models.ledger import Event, read
+from silos.cli import main as silo
+from silos.config import Site
+
+Write = Callable[..., Path]
+
+
+def change(site: Path, old: str, new: str) -> None:
+    text = site.read_text()
+    assert old in text
+    site.write_text(text.replace(old, new))
+
+
+@pytest.fixture
+def north(hospitals: list[Path]) -> Path:
+    return next(site for site in hospitals if site.parent.name == "north")
+
+
+def test_a_newcomers_walk(tmp_path: Path, write_plan: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = str(write_plan(rounds=1))
+    sites = []
+    for name in ("lakeside", "hilltop"):
+        assert silo(["phantom", str(tmp_path / name), "--patients", "16", "--images", "2", "--study", "trial"]) == 0
+        sites.append(capsys.readouterr().out.strip())
+    for site in sites:
+        assert silo(["check", site, "--study", plan]) == 0
+        assert silo(["preview", site, plan]) == 0
+    assert "nothing was sent" in capsys.readouterr().out
+    study = str(tmp_path / "study")
+    assert aggregator(["create", plan, study]) == 0
+    assert capsys.readouterr().out.startswith("trial@")
+    assert aggregator(["run", study, "--local", *sites]) == 0
+    assert aggregator(["show", study]) == 0
+    assert audit(["verify", study, *(str(Path(site).parent / "work") for site in sites)]) == 0
+    assert audit(["reconcile", study, *(str(Path(site).parent / "work") for site in sites)]) == 0
+    assert audit(["show", study]) == 0
+    assert silo(["released", sites[0]]) == 0
+    out = capsys.readouterr().out
+    assert "agree" in out
+    assert "update" in out
+
+
+def test_every_reading_command_prints_json(
+    hospitals: list[Path], write_plan: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan, study = write_plan(rounds=1), tmp_path / "study"
+    with Study.create(plan, study) as opened, LocalGrid(hospitals) as grid:
+        run(opened, grid)
+    site, work = str(hospitals[0]), str(hospitals[0].parent / "work")
+    commands = [
+        (silo, ["scan", site]),
+        (silo, ["check", site]),
+        (silo, ["preview", site, str(plan)]),
+        (silo, ["released", site]),
+        (aggregator, ["show", str(study)]),
+        (aggregator, ["run", str(study), "--local", *map(str, hospitals)]),
+        (audit, ["verify", work]),
+        (audit, ["reconcile", str(study), work]),
+        (audit, ["show", work]),
+    ]
+    for command, arguments in commands:
+        capsys.readouterr()
+        assert command([*arguments, "--json"]) == 0, arguments
+        json.loads(capsys.readouterr().out)
+
+
+def test_preview_sends_nothing_and_writes_no_ledger(
+    north: Path, write_plan: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert silo(["preview", str(north), str(write_plan()), "--json"]) == 0
+    manifest = json.loads(capsys.readouterr().out)
+    assert manifest["digest"]
+    assert manifest["tensors"]
+    assert manifest["examples"]["low"] < manifest["examples"]["high"]
+    assert not (north.parent / "work" / "ledger").exists()
+
+
+def test_preview_shows_what_the_first_round_then_sends(
+    hospitals: list[Path], north: Path, write_plan: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = write_plan(rounds=1)
+    silo(["preview", str(north), str(plan), "--json"])
+    shown = json.loads(capsys.readouterr().out)
+    with Study.create(plan, tmp_path / "study") as study, LocalGrid(hospitals) as grid:
+        run(study, grid)
+    opened = read(north.parent / "work" / "ledger")
+    offered = next(r for r in opened.records if r.event == Event.UPDATE_OFFERED)
+    assert json.loads(opened.manifest(offered.body["statement"]["body"])) == shown
+
+
+def test_a_tampered_ledger_fails_verification_with_exit_code_3(
+    hospitals: list[Path], write_plan: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Study.create(write_plan(rounds=1), tmp_path / "study") as study, LocalGrid(hospitals) as grid:
+        run(study, grid)
+    path = hospitals[0].parent / "work" / "ledger" / "ledger.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'"round":1', b'"round":2', 1))
+    assert audit(["verify", str(path.parent)]) == 3
+    assert audit(["reconcile", str(tmp_path / "study"), str(path.parent)]) == 3
+    assert "line" in capsys.readouterr().err
+
+
+def test_a_tampered_manifest_fails_verification(
+    hospitals: list[Path], write_plan: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Study.create(write_plan(rounds=1), tmp_path / "study") as study, LocalGrid(hospitals) as grid:
+        run(study, grid)
+    folder = hospitals[0].parent / "work" / "ledger" / "manifests"
+    largest = max(folder.iterdir(), key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes().replace(b"clip", b"none"))
+    capsys.readouterr()
+    assert audit(["verify", str(folder.parent), "--json"]) == 3
+    assert largest.stem in str(json.loads(capsys.readouterr().out)[0]["problems"])
+
+
+BAD_INPUT: dict[str, tuple[Callable[[Path], object], list[str]]] = {
+    "missing folder": (
+        lambda site: shutil.rmtree(site.parent / "dicom"),
+        ["data.root", "dicom"],
+    ),
+    "empty folder": (
+        lambda site: (shutil.rmtree(site.parent / "dicom"), (site.parent / "dicom").mkdir()),
+        ["data.root", "holds no file"],
+    ),
+    "no DICOM in the folder": (
+        lambda site: (
+            shutil.rmtree(site.parent / "dicom"),
+            (site.parent / "dicom").mkdir(),
+            (site.parent / "dicom" / "notes.txt").write_text("nothing here"),
+        ),
+        ["patients", "min_patients"],
+    ),
+    "unknown label word": (
+        lambda site: (site.parent / "labels.csv").write_text(
+            (site.parent / "labels.csv").read_text().rstrip("\n") + "?\n"
+        ),
+        ["data.labels.words", "labels.csv", "rows"],
+    ),
+    "missing label file": (
+        lambda site: (site.parent / "labels.csv").unlink(),
+        ["data.labels.file", "labels.csv"],
+    ),
+    "wrong TOML key": (
+        lambda site: change(site, "min_patients = 11", "min_patient = 11"),
+        ["policy.min_patient", "is not a known key", "policy.min_patients", "missing"],
+    ),
+    "wrong value": (
+        lambda site: change(site, "min_patients = 11", "min_patients = 0"),
+        ["policy.min_patients: must be at least 1 (got 0)"],
+    ),
+    "no TOML": (lambda site: site.write_text("= ="), ["site.toml", "TOML"]),
+    "a key that others can read": (
+        lambda site: os.chmod(site.parent / "keys" / "north.key", 0o644),
+        ["north.key", "0644", "chmod 600"],
+    ),
+    "a key of another hospital": (
+        lambda site: change(site, 'name = "north"', 'name = "nowhere"'),
+        ["north.key", "nowhere"],
+    ),
+    "no key": (
+        lambda site: (site.parent / "keys" / "north.key").unlink(),
+        ["north.key"],
+    ),
+    "study not approved": (
+        lambda site: change(site, 'studies = ["trial", "trial-prox"]', 'studies = ["another"]'),
+        ["policy.studies", "trial"],
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BAD_INPUT)
+def test_bad_input_is_named_with_file_key_value_and_what_to_do(
+    north: Path, write_plan: Write, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    spoil, expected = BAD_INPUT[what]
+    spoil(north)
+    assert silo(["preview", str(north), str(write_plan())]) == 1
+    error = capsys.readouterr().err
+    for text in expected:
+        assert text in error
+    assert "do: " in error
+    assert "Traceback" not in error
+
+
+def test_labels_that_match_nothing_show_the_keys_shape_and_no_value(
+    north: Path, write_plan: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = Site.load(north).data.labels
+    column = next(iter(labels.join.values()))
+    lines = labels.file.read_text().splitlines()
+    at = lines[0].split(labels.delimiter).index(column)
+    rows = [line.split(labels.delimiter) for line in lines[1:]]
+    first = rows[0][at]
+    for row in rows:
+        row[at] = "Q7-" + row[at]
+    labels.file.write_text("\n".join([lines[0], *(labels.delimiter.join(row) for row in rows)]) + "\n")
+    assert silo(["preview", str(north), str(write_plan())]) == 1
+    error = capsys.readouterr().err
+    assert f"none of {len(rows)} images" in error
+    assert "A9-" in error
+    assert first not in error
+
+
+def test_check_says_of_each_thing_what_is_wrong(north: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change(north, "min_patients = 11", "min_patients = 500")
+    os.chmod(north.parent / "keys" / "north.key", 0o640)
+    assert silo(["check", str(north), "--json"]) == 1
+    found = {item["what"]: item for item in json.loads(capsys.readouterr().out)["findings"]}
+    assert not found["key"]["ok"]
+    assert "chmod 600" in found["key"]["fix"]
+    assert not found["patients to train on"]["ok"]
+    assert found["images and labels"]["ok"]
+    assert found["pixels"]["ok"]
+
+
+def test_create_never_overwrites(write_plan: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert aggregator(["create", str(write_plan()), str(tmp_path / "study")]) == 0
+    key = (tmp_path / "study" / "aggregator.key").read_bytes()
+    assert aggregator(["create", str(write_plan()), str(tmp_path / "study")]) == 1
+    assert "exists already" in capsys.readouterr().err
+    assert (tmp_path / "study" / "aggregator.key").read_bytes() == key
+
+
+def test_a_wrong_study_names_its_key(write_plan: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = write_plan()
+    change(plan, "learning_rate = 0.01", "learning_rate = -1")
+    assert aggregator(["create", str(plan), str(tmp_path / "study")]) == 1
+    assert "training.learning_rate: must be more than 0 (got -1)" in capsys.readouterr().err
+    change(plan, "learning_rate = -1", "learning_rate = 0.01")
+    change(plan, 'name = "cnn"', 'name = "resnet9000"')
+    assert aggregator(["create", str(plan), str(tmp_path / "study")]) == 1
+    error = capsys.readouterr().err
+    assert "resnet9000" in error
+    assert "densenet121" in error
+
+
+def test_too_few_hospitals_for_the_plan_are_told_before_anything_is_sent(
+    hospitals: list[Path], write_plan: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    aggregator(["create", str(write_plan()), str(tmp_path / "study")])
+    assert aggregator(["run", str(tmp_path / "study"), "--local", str(hospitals[0])]) == 1
+    assert "min_silos" in capsys.readouterr().err
+
+
+def test_two_processes_cannot_write_one_ledger(hospitals: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    from silos.silo import Silo
+
+    first = Silo.open(hospitals[0])
+    with pytest.raises(Exception, match="ledger"):
+        Silo.open(hospitals[0])
+    first.close()
+    Silo.open(hospitals[0]).close()
