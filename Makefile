@@ -18,7 +18,7 @@ setup: .venv/installed
 
 demo: setup
 ifdef DATA
-	$(BIN)/python scripts/demo.py --data '$(DATA)'
+	$(BIN)/python scripts/demo.py --data '$(DATA)' --work demo-data
 else
 	rm -rf demo
 	$(BIN)/python scripts/demo.py
@@ -37,4 +37,4 @@ bench: setup
 	$(BIN)/python scripts/bench.py
 
 clean:
-	rm -rf .venv demo
+	rm -rf .venv demo demo-data

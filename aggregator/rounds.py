@@ -169,8 +169,9 @@ class _Run:
         deadline = time.monotonic() + self.plan.deadline
         while waiting:
             for reply in self.grid.pull_messages(list(waiting)):
-                node, asked = waiting.pop(reply.metadata.reply_to_message_id)
-                self.take(reply, node, asked)
+                expected = waiting.pop(reply.metadata.reply_to_message_id, None)
+                if expected:
+                    self.take(reply, *expected)
             if waiting and time.monotonic() > deadline:
                 break
             if waiting:

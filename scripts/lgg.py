@@ -11,8 +11,10 @@ smallest, `tiny`, has one patient: its own policy refuses, and the study goes on
 - pooled training, as if the images could be brought together,
 
 all from the same first model and with the same number of gradient steps in all. Every final model is
-evaluated on every hospital's held-out patients. Finished arms are kept, so the script can be stopped and
-run again. It writes `lgg.csv` (one row per arm, seed and hospital) and `lgg.md` (the table) to `--out`.
+evaluated on every hospital's held-out patients. A seed decides the first model, the order of images, and
+which third of each hospital's patients is held out, because with eleven patients one split says little.
+Finished arms are kept, so the script can be stopped and run again. It writes `lgg.csv` (one row per arm, seed
+and hospital) and `lgg.md` (the table) to `--out`.
 """
 
 import argparse
@@ -40,7 +42,7 @@ from models.tasks.flat import FlatNetwork
 from silos import training
 from silos.config import Site
 from silos.dataset import Prepared
-from silos.silo import set_up
+from silos.visit import set_up
 
 TRAINING = ("north", "east", "south", "west")
 TINY = "tiny"
@@ -62,7 +64,7 @@ key = "{name}.key"
 [data]
 root = "{data}/{name}/dicom"
 modality = ["MR"]
-salt = "lgg-{name}-patients"
+salt = "lgg-{name}-split-{seed}"
 held_out = 0.33
 
 [data.labels]
@@ -107,7 +109,7 @@ name = "cnn"
 epochs = {epochs}
 batch_size = 32
 optimizer = "adam"
-learning_rate = 0.001
+learning_rate = 0.0005
 
 [strategy]
 name = "{strategy}"
@@ -128,22 +130,27 @@ class Arm:
         return f"lgg-{self.name}-{self.seed}"
 
 
+def write_site(options: argparse.Namespace, folder: Path, name: str, seed: int) -> Path:
+    """A hospital's `site.toml`; the seed decides which of its patients are held out."""
+    folder.mkdir(parents=True, exist_ok=True)
+    studies = ", ".join(f'"{arm.study}"' for arm in [Arm("fedavg", 0), Arm("fedprox", 0), *arms(options.seeds)])
+    text = SITE.format(name=name, data=options.data.resolve(), labels=LABELS[name], studies=studies, seed=seed)
+    (folder / "site.toml").write_text(text)
+    return folder / "site.toml"
+
+
 def write_hospitals(options: argparse.Namespace) -> None:
-    """Each hospital's `site.toml` and key; its images are read once, for all arms."""
-    studies = ", ".join(f'"{arm.study}"' for arm in arms(options.seeds))
-    plan = Plan.load(write_plan(options, Arm("fedavg", 0)))
+    """The hospitals, each with a key; their images are read once, for all arms."""
+    folder = options.work / "hospitals"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("fedavg", "fedprox"):
+        shutil.copy(write_plan(options, Arm(name, 0)), folder / f"study-{name}.toml")
+    plan = Plan.load(folder / "study-fedavg.toml")
     for name in (*TRAINING, TINY):
-        folder = options.work / "hospitals" / name
-        folder.mkdir(parents=True, exist_ok=True)
-        text = SITE.format(name=name, data=options.data.resolve(), labels=LABELS[name], studies=studies)
-        (folder / "site.toml").write_text(text)
-        if not (folder / f"{name}.key").exists():
-            Signer.create(folder / f"{name}.key", name)
-        cohort = set_up(Site.load(folder / "site.toml"), _agreement(plan)).data.cohort
-        print(
-            f"{name}: {cohort.patients(False)} patients to train on, {cohort.patients(True)} held out",
-            flush=True,
-        )
+        site = write_site(options, folder / name, name, 0)
+        if not (folder / name / f"{name}.key").exists():
+            Signer.create(folder / name / f"{name}.key", name)
+        set_up(Site.load(site), _agreement(plan))
 
 
 def hospitals(options: argparse.Namespace, arm: Arm) -> dict[str, Path]:
@@ -153,7 +160,7 @@ def hospitals(options: argparse.Namespace, arm: Arm) -> dict[str, Path]:
         folder = options.work / "arms" / arm.study / name
         if not folder.exists():
             shutil.copytree(options.work / "hospitals" / name, folder)
-        sites[name] = folder / "site.toml"
+        sites[name] = write_site(options, folder, name, arm.seed)
     return sites
 
 
@@ -286,10 +293,12 @@ def write_results(results: list[Path], out: Path) -> bool:
     best = max(means[name] for name in TRAINING)
     verdicts = {name: (means[name] > best, means["pooled"] - means[name] <= 0.02) for name in ("fedavg", "fedprox")}
     seeds = sorted({item["seed"] for item in found})
+    steps = sorted(item["steps"] for item in found)
     text = [
         "# Real brain MR of five hospitals: AUC of tumour in slice, on each hospital's held-out patients",
         "",
-        f"Mean over seeds {', '.join(map(str, seeds))}; {found[0]['steps']} gradient steps of 32 images in every arm. "
+        f"Mean over seeds {', '.join(map(str, seeds))}, each with another split of the patients; "
+        f"{steps[0]} to {steps[-1]} gradient steps of 32 images in every arm. "
         "`tiny` (one patient) refused by its own policy in every federated round. Written by `scripts/lgg.py`.",
         "",
         *lines,
@@ -314,9 +323,10 @@ def main() -> int:
     )
     parser.add_argument("--out", type=Path, default=Path("scripts/results"), help="default: scripts/results")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--epochs", type=int, default=2, help="local epochs in a round (default: 2)")
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--epochs", type=int, default=1, help="local epochs in a round (default: 1)")
     parser.add_argument("--workers", type=int, default=2, help="arms trained at the same time (default: 2)")
+    parser.add_argument("--only-write", action="store_true", help="write the hospitals and two studies, and stop")
     options = parser.parse_args()
     if not (options.data / "north" / "labels.csv").is_file():
         print(
@@ -325,6 +335,9 @@ def main() -> int:
         )
         return 1
     write_hospitals(options)
+    if options.only_write:
+        print(f"hospitals and studies are in {options.work}; try: make demo DATA={options.work / 'hospitals'}")
+        return 0
     jobs = [(arm, options) for arm in arms(options.seeds)]
     with multiprocessing.get_context("spawn").Pool(options.workers, maxtasksperchild=1) as pool:
         results = list(pool.imap(work_on, jobs, chunksize=1))

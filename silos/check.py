@@ -13,7 +13,7 @@ from silos import cohort
 from silos.cohort import Cohort
 from silos.config import Site
 from silos.dicom.decode import read_image
-from silos.silo import load_signer, scan_site
+from silos.visit import load_signer, scan_site
 
 _SAMPLE = 8  # images decoded, spread over the cohort
 _SPACE = 10**9  # bytes of the work folder's disk

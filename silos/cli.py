@@ -98,7 +98,7 @@ def _key(arguments: argparse.Namespace) -> int:
 
 
 def _scan(arguments: argparse.Namespace) -> int:
-    from silos.silo import scan_site
+    from silos.visit import scan_site
 
     site = _site(arguments.site)
     with progress() as report:
@@ -144,7 +144,7 @@ def _check(arguments: argparse.Namespace) -> int:
 
 def _preview(arguments: argparse.Namespace) -> int:
     from models.plan import Plan
-    from silos.silo import preview
+    from silos.visit import preview
 
     site, plan = _site(arguments.site), Plan.load(arguments.study)
     with progress() as report:

@@ -1,59 +1,25 @@
-"""A hospital at work: an order comes in, a release or a refusal goes out, and both are written down.
+"""A hospital at work: an order comes in, an update or a refusal goes out, and both are written down.
 
-The straight line is `set_up` (index, cohort, images) and `visit` (evaluate the model that came, train,
-gate). `Silo.answer` puts the exchange around it: verify, write down, decide, work, write down, reply. Whatever goes
-wrong on the way becomes a refusal of one word; the words of the error stay here.
+Verify, write down, decide, work, write down, reply. Whatever goes wrong on the way becomes a refusal of one
+word; the words of the error stay here. The work itself is `visit`.
 """
 
-import importlib.metadata
 import logging
-import platform
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-import numpy as np
-import torch
-
-from models import tasks
 from models.console import Report
-from models.errors import (
-    BadSignature,
-    ConfigError,
-    IntramuralError,
-    LedgerError,
-    NotFinite,
-    Replayed,
-    SpecMismatch,
-    StaleBase,
-)
+from models.errors import BadSignature, IntramuralError, LedgerError, Replayed, StaleBase
 from models.exchange.channel import Channel
-from models.exchange.documents import Agreement, Closing, Manifest, Order
-from models.exchange.spec import Vector, vector_digest
+from models.exchange.documents import Agreement, Closing, Order
 from models.exchange.statement import Envelope, Kind, Statement
 from models.ledger import Entry, Event, Ledger, Signer, Verifier
 from models.ledger.canonical import canonical, digest
-from models.plan import Plan
-from models.tasks import Task
-from models.tasks.flat import FlatNetwork
-from silos import cohort, dataset, gate, training
-from silos.cohort import Cohort
+from silos import gate
 from silos.config import Site
-from silos.dataset import Dataset
-from silos.dicom.scan import Scan, scan
+from silos.visit import Bench, load_signer, set_up, visit
 
 log = logging.getLogger("intramural.silo")
-
-
-@dataclass(frozen=True)
-class Bench:
-    """One study's network and data, warm between rounds."""
-
-    study: str
-    task: Task
-    network: FlatNetwork
-    data: Dataset
 
 
 class Silo:
@@ -190,120 +156,6 @@ class Silo:
         }
 
 
-def set_up(site: Site, agreement: Agreement, progress: Report | None = None) -> Bench:
-    """Make the network and the data of a study ready.
-
-    Raises:
-        ConfigError: The label table is wrong, or the network cannot be built.
-        DataError: The data cannot be used.
-    """
-    plan = agreement.plan
-    task = tasks.task(plan.task)
-    network = FlatNetwork(task.build(plan.seed), training.device_for(site.run.device))
-    return Bench(agreement.study, task, network, load_data(site, plan, task, progress))
-
-
-def visit(
-    site: Site,
-    signer: Signer,
-    bench: Bench,
-    order: Order,
-    model: Vector | None,
-    rounds_done: int,
-    progress: Report | None = None,
-) -> gate.Release:
-    """The straight line from a model to what may leave. Sends and records nothing.
-
-    Args:
-        site: The hospital.
-        signer: Its key, from which the noise's is derived.
-        bench: The study's network and data.
-        order: `train` or `evaluate`.
-        model: The base model, `(spec.size,)` float32.
-        rounds_done: Rounds of this study released before.
-        progress: Told how long work goes on.
-
-    Raises:
-        PolicyError: The policy forbids it.
-        ProtocolError: The model is not one of this study.
-        Unusable: Training gave no usable numbers.
-    """
-    agreement, plan, network = order.agreement, order.agreement.plan, bench.network
-    if network.spec.digest != agreement.spec or model is None or model.shape != (network.spec.size,):
-        raise SpecMismatch("the model is not of the network that the plan names")
-    if not np.isfinite(model).all():
-        raise NotFinite("the model holds NaN or infinity")
-    matched = bench.data.cohort
-    gate.require_patients(site.policy, matched.patients(held_out=False))
-
-    torch.set_num_threads(site.run.threads)
-    network.load(model)
-    metrics = training.evaluate(network, bench.task, bench.data.held_out)
-    delta = None
-    if order.visit == "train":
-        delta = training.fit(
-            network,
-            bench.task,
-            bench.data.train,
-            plan.training,
-            mu=plan.strategy.mu,
-            seed=training.seed_for(plan.seed, site.name, order.round),
-            on_step=_named(progress, "training"),
-        )
-    update = gate.Update(
-        base=order.base,
-        delta=delta,
-        patients=matched.patients(held_out=False),
-        images=len(bench.data.train.targets),
-        evaluated_patients=matched.patients(held_out=True),
-        evaluated_images=len(bench.data.held_out.targets),
-        metrics=metrics,
-    )
-    return gate.release(
-        site.policy,
-        agreement,
-        update,
-        network.spec,
-        rounds=rounds_done + 1,
-        secret=signer.derive(b"intramural noise v1"),
-        software=software(),
-    )
-
-
-def preview(site: Site, plan: Plan, progress: Report | None = None) -> Manifest:
-    """The manifest that a first round of a study would send. Sends nothing and writes no ledger line.
-
-    Raises:
-        PolicyError: The policy would refuse.
-        DataError: The data cannot be used.
-    """
-    signer = load_signer(site)
-    network = FlatNetwork(tasks.task(plan.task).build(plan.seed))
-    model = network.weights.numpy().copy()
-    initial = vector_digest(network.spec.digest, model)
-    agreement = Agreement(plan=plan, coordinator_key=signer.vkey, initial=initial, spec=network.spec.digest)
-    # A pinned digest cannot be that of a study which does not exist yet; the name must be allowed all the same.
-    pinned = next((entry.partition("@")[2] for entry in site.policy.studies if entry.startswith(f"{plan.name}@")), None)
-    if pinned is None:
-        gate.permit(site.policy, agreement, None, 0)
-    order = Order(agreement=agreement, round=1, visit="train", base=initial)
-    return visit(site, signer, set_up(site, agreement, progress), order, model, 0, progress).manifest
-
-
-def load_signer(site: Site) -> Signer:
-    """The hospital's key.
-
-    Raises:
-        ConfigError: It is missing, others can read it, or it is another hospital's.
-    """
-    signer = Signer.load(site.key)
-    if signer.name != site.name:
-        raise ConfigError(
-            f"key: {site.key} is the key of {signer.name!r}, the site is {site.name!r}", "name the site's own key"
-        )
-    return signer
-
-
 def open_ledger(site: Site, signer: Signer) -> Ledger:
     """The hospital's ledger, made at its first use; says so when the policy changed since."""
     folder = site.run.work / "ledger"
@@ -319,49 +171,3 @@ def open_ledger(site: Site, signer: Signer) -> Ledger:
 
 
 _POLICY_EVENTS = {Event.LOG_OPENED, Event.POLICY_CHANGED}
-
-
-def scan_site(site: Site, progress: Report | None = None) -> Scan:
-    """Index the hospital's folder."""
-    data = site.data
-    site.run.work.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return scan(
-        data.root,
-        site.run.work / "index.sqlite",
-        modality=data.modality,
-        attributes=list(data.labels.join),
-        burned_in=data.burned_in,
-        progress=_named(progress, "reading headers"),
-    )
-
-
-def load_cohort(site: Site, plan: Plan, progress: Report | None = None) -> Cohort:
-    """The cases of one study in this hospital, from headers and labels; no pixel is read."""
-    found = scan_site(site, progress)
-    instances = found.instances[found.instances["Modality"].isin(plan.task.modality)]
-    left_out = dict(found.left_out)
-    if other := len(found.instances) - len(instances):
-        left_out["modality not of this study"] = other
-    return cohort.match(instances, site.data, plan.task.classes, left_out)
-
-
-def load_data(site: Site, plan: Plan, task: Task, progress: Report | None = None) -> Dataset:
-    """The images of one study in this hospital, decoded once."""
-    return dataset.prepare(
-        load_cohort(site, plan, progress),
-        site.data.root,
-        site.run.work / "cache",
-        plan.task,
-        task,
-        _named(progress, "decoding"),
-    )
-
-
-def software() -> dict[str, str]:
-    """Names and versions of what computes an update."""
-    names = ("intramural", "torch", "monai", "pydicom", "flwr")
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
-
-
-def _named(progress: Report | None, what: str) -> Callable[[int, int], None] | None:
-    return None if progress is None else lambda done, total: progress(what, done, total)

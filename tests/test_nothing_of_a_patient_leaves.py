@@ -14,7 +14,7 @@ from models.errors import DataError
 from models.exchange import wire
 from models.exchange.channel import Channel
 from models.ledger import Ledger
-from silos import app, cohort, dataset, gate, silo, training
+from silos import app, cohort, dataset, gate, training, visit
 from silos.config import Site
 
 Search = Callable[[Iterable[str], Iterable[bytes]], set[str]]
@@ -82,7 +82,7 @@ def test_a_leaking_hospital_would_be_caught(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     planted = identifiers(hospitals)
-    monkeypatch.setattr(silo, "software", lambda: {"note": planted[0]})
+    monkeypatch.setattr(visit, "software", lambda: {"note": planted[0]})
     with Study.create(write_plan(rounds=1), tmp_path / "study") as study, tapped_grid(hospitals) as grid:
         run(study, grid)
     assert search(planted, grid.tapped) == {planted[0]}
@@ -117,7 +117,7 @@ STEPS: dict[str, Callable[[pytest.MonkeyPatch, Callable[..., Any]], None]] = {
     "recording": lambda patch, fail: patch.setattr(Ledger, "append", _only_at_hospitals(Ledger.append, fail)),
     "offering": lambda patch, fail: patch.setattr(Channel, "offer", _only_at_hospitals(Channel.offer, fail)),
     "permitting": lambda patch, fail: patch.setattr(gate, "permit", fail),
-    "scanning": lambda patch, fail: patch.setattr(silo, "scan", fail),
+    "scanning": lambda patch, fail: patch.setattr(visit, "scan", fail),
     "matching": lambda patch, fail: patch.setattr(cohort, "match", fail),
     "decoding": lambda patch, fail: patch.setattr(dataset, "read_image", fail),
     "evaluating": lambda patch, fail: patch.setattr(training, "evaluate", fail),

@@ -3,8 +3,11 @@
 A hospital can be told to misbehave: what it then answers is its poison's, and it holds a valid key.
 """
 
+import contextlib
 import hashlib
 import json
+import os
+import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -18,12 +21,13 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from aggregator.grid import StudyGrid
+from aggregator.history import History, read_history
 from aggregator.rounds import Outcome, run
 from aggregator.study import Study
 from models.exchange import wire
 from models.exchange.channel import Channel
 from models.exchange.documents import Agreement, Closing, Document, Order
-from models.exchange.spec import Spec, Vector, save_vector, vector_digest
+from models.exchange.spec import Spec, Vector, load_vector, save_vector, vector_digest
 from models.exchange.statement import Envelope, Kind
 from models.ledger import Entry, Event, Ledger, Signer, Verifier
 from models.ledger.canonical import canonical
@@ -36,7 +40,7 @@ name = "toy"
 purpose = "Test."
 rounds = {rounds}
 min_silos = {min_silos}
-deadline = 30
+deadline = {deadline}
 weights = "images"
 metrics = ["loss", "auc"]
 max_norm = 100.0
@@ -268,6 +272,7 @@ class Toy:
         *,
         rounds: int = 2,
         min_silos: int = 3,
+        deadline: float = 30,
         strategy: str = 'name = "fedavg"',
         keep_updates: bool = False,
         names: tuple[str, ...] = NAMES,
@@ -278,6 +283,7 @@ class Toy:
             PLAN.format(
                 rounds=rounds,
                 min_silos=min_silos,
+                deadline=deadline,
                 strategy=strategy,
                 keep_updates=str(keep_updates).lower(),
             )
@@ -309,14 +315,22 @@ class Toy:
         """Run the study to its end."""
         return run(self.study, Hospitals(self.hospitals.values()), **more)
 
+    def run_one(self) -> History:
+        """One more round, and no further."""
+
+        def stop(history: History) -> None:
+            raise Enough
+
+        with contextlib.suppress(Enough):
+            self.run(on_round=stop)
+        return read_history(self.study.ledger, self.study.plan)
+
     def poison(self, name: str, poison: Poison, round_: int = 2) -> None:
         """Let a hospital misbehave in one round."""
         self.hospitals[name].poison, self.hospitals[name].poisoned = poison, round_
 
     def model(self, number: int) -> Vector:
         """Model `number` as it lies on disk."""
-        from models.exchange.spec import load_vector
-
         return load_vector(self.study.model_path(number))[1]
 
     def lines(self, event: Event, round_: int | None = None) -> list[dict[str, Any]]:
@@ -338,6 +352,17 @@ class Toy:
         return mean
 
 
+@pytest.fixture(autouse=True)
+def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    _do_not_wait(monkeypatch)
+
+
+def _do_not_wait(patch: pytest.MonkeyPatch) -> None:
+    """That lines are durable is proven with the ledger's own tests; here it would only take time."""
+    for call in ("fsync", "fdatasync"):
+        patch.setattr(os, call, lambda number: None)
+
+
 @pytest.fixture
 def toy(tmp_path: Path) -> Iterator[Callable[..., Toy]]:
     """Makes a study with four hospitals; keywords are the plan's."""
@@ -354,11 +379,38 @@ def toy(tmp_path: Path) -> Iterator[Callable[..., Toy]]:
         item.close()
 
 
+class Enough(Exception):  # noqa: N818 - nothing is wrong
+    """A study is left after this round."""
+
+
+@pytest.fixture(scope="session")
+def _one_round(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[Envelope]]]:
+    folder = tmp_path_factory.mktemp("begun")
+    with pytest.MonkeyPatch.context() as patch:
+        _do_not_wait(patch)
+        toy = Toy.create(folder, rounds=2)
+        toy.run_one()
+        toy.close()
+    return folder, {name: hospital.outbox for name, hospital in toy.hospitals.items()}
+
+
+@pytest.fixture
+def begun(_one_round: tuple[Path, dict[str, list[Envelope]]], tmp_path: Path) -> Iterator[Toy]:
+    """A study of two rounds of which one is over, and every process was started anew."""
+    toy = Toy.open(Path(shutil.copytree(_one_round[0], tmp_path / "begun")))
+    for name, hospital in toy.hospitals.items():
+        hospital.outbox = list(_one_round[1][name])
+    yield toy
+    toy.close()
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a study of three rounds that is over; read it, or work on a copy."""
     folder = tmp_path_factory.mktemp("finished")
-    toy = Toy.create(folder, rounds=3)
-    toy.run()
-    toy.close()
+    with pytest.MonkeyPatch.context() as patch:
+        _do_not_wait(patch)
+        toy = Toy.create(folder, rounds=3)
+        toy.run()
+        toy.close()
     return folder

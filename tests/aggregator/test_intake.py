@@ -19,13 +19,14 @@ from models.errors import IntramuralError, NotAppended
 from models.exchange import wire
 from models.exchange.channel import Channel, Received
 from models.exchange.documents import Closing, Examples, Order, Refusal
-from models.exchange.spec import Spec, Vector
+from models.exchange.spec import Spec, Vector, vector_digest
 from models.exchange.statement import Envelope, Evidence, Kind, Statement, receipt_bytes, signing_bytes
 from models.ledger import Checkpoint, Event, Ledger, Signer, Verifier
 from models.ledger.canonical import canonical
 from models.plan import Plan
 
 PATIENT = "DOE^JOHN"
+SPEC = Spec.of({"conv.bias": (2,), "conv.weight": (2, 3), "head.weight": (4,)})  # as in conftest.py
 Hospital = Any  # of conftest.py
 Toy = Any
 Poison = Callable[[Hospital, Order, str], RecordDict | Error]
@@ -356,49 +357,46 @@ def bytes_under(folder: Path) -> bytes:
 
 @pytest.mark.parametrize("name", TABLE)
 def test_a_bad_reply_is_refused_by_its_own_word_and_the_others_go_on(
-    toy: Callable[..., Toy], caplog: pytest.LogCaptureFixture, name: str
+    begun: Toy, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
     poison, code = TABLE[name]
-    world = toy(rounds=2)
-    world.poison("north", poison, round_=2)
+    begun.poison("north", poison)
 
-    outcome = world.run()
+    first, second = begun.run_one().rounds[1:]
     sys.stdout.write(f"{name:45} {code}\n")
 
-    rejected = world.lines(Event.REPLY_REJECTED, 2)
+    rejected = begun.lines(Event.REPLY_REJECTED, 2)
     assert [line["code"] for line in rejected] == [code]
     assert [line.get("silo") or line["statement"]["src"] for line in rejected] == ["north"]
     others = ["east", "south", "west"]
-    used = [line["statement"]["src"] for line in world.lines(Event.UPDATE_RECEIVED, 2)]
+    used = [line["statement"]["src"] for line in begun.lines(Event.UPDATE_RECEIVED, 2)]
     assert sorted(used) == others
 
-    expected = world.model(1) + world.mean(2, others)
-    assert world.model(2).tobytes() == expected.tobytes()
-    aggregated = world.lines(Event.AGGREGATED, 2)[0]
+    expected = begun.model(1) + begun.mean(2, others)
+    assert begun.model(2).tobytes() == expected.tobytes()
+    aggregated = begun.lines(Event.AGGREGATED, 2)[0]
     assert [item["silo"] for item in aggregated["inputs"]] == others
     assert aggregated["excluded"] == ["north"]
-    assert outcome.digest == aggregated["model"]
+    assert aggregated["model"] == vector_digest(SPEC.digest, expected)
 
-    first, second = outcome.history.rounds[1:]
     assert first.accepted == ["east", "north", "south", "west"]
     assert (second.accepted, second.refused) == (others, {"north": code})
-    written = bytes_under(world.study.folder)
+    written = bytes_under(begun.study.folder)
     for word in (PATIENT, "doe-john"):
         assert word.encode() not in written
         assert word not in caplog.text
 
 
-def test_every_poison_is_made_of_an_update_that_would_have_been_used(toy: Callable[..., Toy]) -> None:
-    world = toy(rounds=2)
-    world.poison("north", lambda h, o, a: pack(h.update(o, a)), round_=2)
-    outcome = world.run()
-    assert world.lines(Event.REPLY_REJECTED) == []
-    assert outcome.history.rounds[2].accepted == ["east", "north", "south", "west"]
-    expected = world.model(1) + world.mean(2, outcome.history.rounds[2].accepted)
-    assert world.model(2).tobytes() == expected.tobytes()
+def test_every_poison_is_made_of_an_update_that_would_have_been_used(begun: Toy) -> None:
+    begun.poison("north", lambda h, o, a: pack(h.update(o, a)))
+    second = begun.run_one().rounds[2]
+    assert begun.lines(Event.REPLY_REJECTED) == []
+    assert second.accepted == ["east", "north", "south", "west"]
+    expected = begun.model(1) + begun.mean(2, second.accepted)
+    assert begun.model(2).tobytes() == expected.tobytes()
 
 
-RECOVERABLE = ["a NaN", "three elements", "a changed manifest", "an error with a patient's name", "int8"]
+RECOVERABLE = ["a NaN", "three elements", "a changed manifest", "an error with a patient's name"]
 
 
 @pytest.mark.parametrize("name", RECOVERABLE)
@@ -415,20 +413,17 @@ def test_a_silo_that_sent_something_bad_is_heard_again_in_the_next_round(
     assert "north" in outcome.history.rounds[3].metrics  # it measured the final model too
 
 
-def test_with_too_few_good_updates_the_round_is_void_and_the_old_model_stands(
-    toy: Callable[..., Toy],
-) -> None:
-    world = toy(rounds=2, min_silos=3)
-    world.poison("north", TABLE["a NaN"][0], round_=2)
-    world.poison("west", TABLE["a weight of 1e12"][0], round_=2)
-    outcome = world.run()
+def test_with_too_few_good_updates_the_round_is_void_and_the_old_model_stands(begun: Toy) -> None:
+    begun.poison("north", TABLE["a NaN"][0])
+    begun.poison("west", TABLE["a weight of 1e12"][0])
+    outcome = begun.run()
 
-    void = world.lines(Event.ROUND_VOID)
+    void = begun.lines(Event.ROUND_VOID)
     assert len(void) == 1
     assert (void[0]["accepted"], void[0]["excluded"]) == (["east", "south"], ["north", "west"])
-    assert world.lines(Event.AGGREGATED, 2) == []
-    assert not world.study.model_path(2).exists()
-    assert outcome.model == world.study.model_path(1)
+    assert begun.lines(Event.AGGREGATED, 2) == []
+    assert not begun.study.model_path(2).exists()
+    assert outcome.model == begun.study.model_path(1)
     assert outcome.digest == outcome.history.rounds[1].model == outcome.history.rounds[2].model
     assert [item.void for item in outcome.history.rounds] == [False, False, True]
 
@@ -446,8 +441,7 @@ def test_a_silent_silo_is_written_down_and_the_others_go_on(
     toy: Callable[..., Toy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rounds, "_POLL", 0.001)
-    world = toy(rounds=1)
-    world.study.agreement.plan.__dict__["deadline"] = 0.01
+    world = toy(rounds=1, deadline=0.01)
     world.hospitals["north"].silent = True
     outcome = world.run()
     assert [line["silo"] for line in world.lines(Event.SILO_SILENT, 1)][0] == "north"
@@ -498,13 +492,8 @@ def test_an_update_that_could_not_be_written_down_is_not_used(
 # The checks alone, without a round around them
 
 
-SPEC = Spec.of({"conv.bias": (2,), "conv.weight": (2, 3), "head.weight": (4,)})
-
-
 def received(vector: Vector, plan_round: int = 1, **changes: Any) -> tuple[Received, Asked]:
     """A verified update, and what it answers."""
-    from models.exchange.spec import vector_digest
-
     manifest = {
         "base": "ab" * 32,
         "spec": SPEC.digest,
