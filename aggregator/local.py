@@ -11,7 +11,6 @@ import uuid
 from collections.abc import Iterable, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -70,9 +69,7 @@ class LocalGrid(StudyGrid):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @property

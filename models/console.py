@@ -50,6 +50,10 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> 
         if arguments.verbose:
             logging.getLogger("intramural").debug("where it happened", exc_info=error)
         return UNVERIFIED if isinstance(error, Rewritten | BadSignature | DigestMismatch) else FAILED
+    except ImportError as error:
+        print(f"error: this command needs {error.name}, which cannot be imported: {error}", file=sys.stderr)
+        print("  do: run: pip install 'intramural[silo]'", file=sys.stderr)
+        return FAILED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to flush has no reader
         return OK

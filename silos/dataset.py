@@ -22,7 +22,7 @@ from models.plan import Classification
 from models.tasks import Task
 from silos.cohort import Cohort
 from silos.dicom.decode import read_image
-from silos.dicom.header import UnreadableFile
+from silos.dicom.header import Reason, UnreadableFile
 
 OUT_OF_RANGE = "pixel values out of range"
 
@@ -140,7 +140,9 @@ def _fill(
     progress: Callable[[int, int], None] | None,
 ) -> None:
     """Append every case that is not in the cache as it is on disk now."""
-    present = set(index.execute("SELECT path, size, mtime_ns FROM images"))
+    # A file that could not be read at all is tried again: the trouble may have passed.
+    again = Reason.UNREADABLE.value
+    present = set(index.execute("SELECT path, size, mtime_ns FROM images WHERE reason IS NOT ?", (again,)))
     columns = cohort.cases[["path", "size", "mtime_ns"]].itertuples(index=False, name=None)
     wanted = [(os.fsencode(path), int(size), int(age)) for path, size, age in columns]
     missing = [case for case in wanted if case not in present]

@@ -62,15 +62,13 @@ class Silo:
 
         Raises:
             ProtocolError: The order cannot be traced to a sender; there is nobody to answer.
-            LedgerError: The ledger cannot be written; nothing may leave.
+            LedgerError: The coordinator's ledger was rewritten, or this one cannot be written.
         """
         try:
             order = Order.decode(envelope.body)
             agreement = order.agreement
             channel = self._channel(agreement)
             received = channel.verify(envelope, None if order.visit == "close" else agreement.spec)
-        except LedgerError:
-            raise
         except IntramuralError as error:
             log.warning("an order was rejected: %s", error.wire_code)
             self.ledger.append(Entry(Event.ORDER_REJECTED, {"code": error.wire_code}))

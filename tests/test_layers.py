@@ -58,3 +58,11 @@ def test_help_imports_no_heavy_library(command: str) -> None:
     )
     done = python(code, set())
     assert done.returncode == 0, done.stderr
+
+
+def test_a_hospitals_command_without_its_libraries_says_what_to_install() -> None:
+    code = "from silos.cli import main; sys.exit(main(['scan', 'configs/sites/north.toml']))"
+    done = python(code, {"torch", "monai", "pydicom", "pandas"})
+    assert done.returncode == 1
+    assert "pip install 'intramural[silo]'" in done.stderr
+    assert "Traceback" not in done.stderr

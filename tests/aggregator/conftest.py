@@ -107,7 +107,10 @@ class Hospital:
         if agreement.study not in self._channels:
             hub = Verifier.parse(agreement.coordinator_key)
             self._channels[agreement.study] = Channel(self.ledger, self.signer, hub, agreement.study)
-            if not any(record.event == Event.STUDY_APPROVED for record in self.ledger.records):
+            if not any(
+                record.event == Event.STUDY_APPROVED and record.study == agreement.study
+                for record in self.ledger.records
+            ):
                 body = {
                     "agreement": self.ledger.store(agreement.encode()),
                     "name": agreement.plan.name,

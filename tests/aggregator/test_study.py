@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from aggregator import rounds
 from aggregator.rounds import run
 from aggregator.study import Study
 from models.errors import ConfigError, IntramuralError, Locked, Malformed, SpecMismatch
@@ -239,8 +240,9 @@ def test_a_changed_plan_is_not_taken_for_the_study_beside_it(parts: tuple[Path, 
 # Where it is
 
 
-def test_a_study_knows_its_place_after_every_round(toy: Make) -> None:
-    world = toy(rounds=3, min_silos=4)
+def test_a_study_knows_its_place_after_every_round(toy: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds, "_POLL", 0.001)
+    world = toy(rounds=3, min_silos=4, deadline=0.01)
     study = world.study
     place = study.position
     assert (place.round, place.model, place.digest, place.closed) == (0, 0, study.agreement.initial, False)
@@ -250,18 +252,12 @@ def test_a_study_knows_its_place_after_every_round(toy: Make) -> None:
     assert (first.round, first.model, first.closed) == (1, 1, False)
     assert first.digest == world.lines(Event.AGGREGATED)[0]["model"]
 
-    for hospital in world.hospitals.values():
-        hospital.poison, hospital.poisoned = (lambda h, o, a: h.__dict__["gone"]), 2
     world.hospitals["north"].silent = True
-    for hospital in world.hospitals.values():
-        hospital.poison = None
-    study.agreement.plan.__dict__["deadline"] = 0.01
     world.run_one()
     void = study.position
     assert (void.round, void.model, void.digest, void.closed) == (2, 1, first.digest, False)
 
     world.hospitals["north"].silent = False
-    study.agreement.plan.__dict__["deadline"] = 30.0
     world.run()
     last = study.position
     assert (last.round, last.model, last.closed) == (3, 3, True)
@@ -300,7 +296,7 @@ def test_a_study_left_in_any_line_of_its_ledger_ends_with_the_same_model(
             records = append(ledger, *entries)
             if ledger is owner and entries:
                 lines += 1
-                if lines > 3:
+                if lines > 3 + deaths // 2:
                     raise Killed
             return records
 
