@@ -109,7 +109,7 @@ name = "cnn"
 epochs = {epochs}
 batch_size = 32
 optimizer = "adam"
-learning_rate = 0.0005
+learning_rate = 0.002
 
 [strategy]
 name = "{strategy}"

@@ -67,9 +67,7 @@ def rebuild(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Pa
 
 def find(lines: Lines, event: Event, number: int = 0, silo: str = SILO) -> int:
     """The place of the number-th line of an event that has to do with a silo."""
-    places = [
-        place for place, line in enumerate(lines) if line.event == event and (silo in parties(line) or not silo)
-    ]
+    places = [place for place, line in enumerate(lines) if line.event == event and (silo in parties(line) or not silo)]
     return places[number]
 
 
@@ -201,9 +199,7 @@ def test_a_hospital_in_two_studies_agrees_with_both_coordinators(toy: Callable[.
             assert (found.problems, found.orders, found.replies) == ([], 3, 3)
 
 
-def test_a_forger_who_changes_nothing_makes_the_same_ledger(
-    finished: Path, rebuild: Callable[..., Path]
-) -> None:
+def test_a_forger_who_changes_nothing_makes_the_same_ledger(finished: Path, rebuild: Callable[..., Path]) -> None:
     hub, silo = ledgers(finished)
     for source, key in ((hub, hub_key(finished)), (silo, silo_key())):
         forged = rebuild(source, key, lambda lines: lines)
@@ -284,9 +280,7 @@ SILO_ATTACKS: dict[str, Attack] = {
         restate(lines, find(lines, Event.CLOSING_OFFERED), nbytes=1), key
     ),
     "edits the order that it received": claims_an_order,
-    "edits its approval": lambda lines, key: change(
-        lines, find(lines, Event.STUDY_APPROVED, silo=""), name="other"
-    ),
+    "edits its approval": lambda lines, key: change(lines, find(lines, Event.STUDY_APPROVED, silo=""), name="other"),
     "deletes an update": lambda lines, key: without(lines, [find(lines, Event.UPDATE_OFFERED, 1)]),
     "deletes an update and numbers the others anew": lambda lines, key: silo_sends(
         without(lines, [find(lines, Event.UPDATE_OFFERED, 1)]), key
@@ -297,9 +291,7 @@ SILO_ATTACKS: dict[str, Attack] = {
     "deletes a receipt": lambda lines, key: without(lines, [find(lines, Event.EXCHANGE_RECEIPT, 1, silo="")]),
     "denies an update: it refused": refused_instead,
     "denies every update": lambda lines, key: [line for line in lines if line.event != Event.UPDATE_OFFERED],
-    "denies to have said anything": lambda lines, key: [
-        line for line in lines if not line.event.endswith(".offered")
-    ],
+    "denies to have said anything": lambda lines, key: [line for line in lines if not line.event.endswith(".offered")],
     "denies to have been asked": lambda lines, key: [
         line for line in lines if "statement" not in line.body and line.event != Event.EXCHANGE_RECEIPT
     ],
@@ -322,9 +314,7 @@ HUB_ATTACKS: dict[str, Attack] = {
         lines, find(lines, Event.UPDATE_RECEIVED, 1), weight=1.0
     ),
     "edits the sum": other_weights,
-    "edits an order": lambda lines, key: hub_sends(
-        restate(lines, find(lines, Event.ORDER_OFFERED, 1), nbytes=1), key
-    ),
+    "edits an order": lambda lines, key: hub_sends(restate(lines, find(lines, Event.ORDER_OFFERED, 1), nbytes=1), key),
     "edits an update that it received": lambda lines, key: restate(
         lines, find(lines, Event.UPDATE_RECEIVED, 1), nbytes=1
     ),
@@ -337,9 +327,7 @@ HUB_ATTACKS: dict[str, Attack] = {
     ),
     "deletes a round": lambda lines, key: hub_sends([line for line in lines if line.round != 2], key),
     "erases the hospital": lambda lines, key: [line for line in lines if SILO not in parties(line)],
-    "forgets that it admitted the hospital": lambda lines, key: without(
-        lines, [find(lines, Event.SILO_ENROLLED)]
-    ),
+    "forgets that it admitted the hospital": lambda lines, key: without(lines, [find(lines, Event.SILO_ENROLLED)]),
     "denies an update: it rejected it": rejected_instead,
     "denies an update: the hospital was silent": silent_instead,
     "invents an update": invents_an_update,
@@ -347,9 +335,7 @@ HUB_ATTACKS: dict[str, Attack] = {
         invent(lines, find(lines, Event.ORDER_OFFERED, 1), body="ab" * 32), key
     ),
     "truncates half": lambda lines, key: lines[: len(lines) // 2],
-    "truncates the last round and what came after": lambda lines, key: [
-        line for line in lines if line.round != 3
-    ],
+    "truncates the last round and what came after": lambda lines, key: [line for line in lines if line.round != 3],
     "swaps two lines": lambda lines, key: swapped(lines, find(lines, Event.UPDATE_RECEIVED, 1) - 1),
     "back-dates an order": lambda lines, key: back_dated(lines, find(lines, Event.ORDER_OFFERED, 1)),
     "back-dates a sum": lambda lines, key: back_dated(lines, find(lines, Event.AGGREGATED, 1, silo="")),
@@ -528,9 +514,7 @@ def another_document(folder: Path) -> None:
     ],
     ids=["a byte", "a line", "a half line", "a document", "another document", "a head", "no head"],
 )
-def test_damage_to_a_ledger_is_found_and_told(
-    copied: Path, damage: Callable[[Path], None], said: str
-) -> None:
+def test_damage_to_a_ledger_is_found_and_told(copied: Path, damage: Callable[[Path], None], said: str) -> None:
     assert verify(copied).ok
     damage(copied)
     verdict = verify(copied)
@@ -573,9 +557,7 @@ BAD_LINES: dict[str, Callable[[Lines], Lines]] = {
     "a statement that is none": lambda lines: change(
         lines, find(lines, Event.UPDATE_OFFERED, 1), statement={"src": SILO, "dst": "aggregator"}
     ),
-    "a statement that is a word": lambda lines: change(
-        lines, find(lines, Event.UPDATE_OFFERED, 1), statement="update"
-    ),
+    "a statement that is a word": lambda lines: change(lines, find(lines, Event.UPDATE_OFFERED, 1), statement="update"),
     "a line without its signature": lambda lines: [
         replace(line, body={k: v for k, v in line.body.items() if k != "signature"})
         if line.event == Event.UPDATE_OFFERED

@@ -31,9 +31,7 @@ def parts(toy: Make) -> tuple[Path, Path, Path]:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()
-    }
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 # Making one
@@ -72,9 +70,7 @@ def test_a_study_that_is_there_is_never_overwritten(parts: tuple[Path, Path, Pat
 
 
 @pytest.mark.parametrize("kind", ["file", "other folder"])
-def test_whatever_is_there_is_never_overwritten(
-    parts: tuple[Path, Path, Path], tmp_path: Path, kind: str
-) -> None:
+def test_whatever_is_there_is_never_overwritten(parts: tuple[Path, Path, Path], tmp_path: Path, kind: str) -> None:
     plan, initial, _ = parts
     taken = tmp_path / "taken"
     if kind == "file":
@@ -278,39 +274,39 @@ def test_a_study_that_was_left_goes_on_after_the_last_round_that_is_over(toy: Ma
         again.close()
 
 
-def test_a_study_left_in_any_line_of_its_ledger_ends_with_the_same_model(
-    toy: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Killed(Exception):  # noqa: N818
-        pass
+class Killed(Exception):  # noqa: N818 - the process is gone
+    pass
 
+
+def dying_after(lines: int, owner: Ledger) -> Callable[..., Any]:
+    """`Ledger.append` of a coordinator that dies when it has written so many lines."""
+    append, written = Ledger.append, 0
+
+    def write(ledger: Ledger, *entries: Entry) -> Any:
+        nonlocal written
+        records = append(ledger, *entries)
+        written += len(records) if ledger is owner else 0
+        if written >= lines:
+            raise Killed
+        return records
+
+    return write
+
+
+def test_a_study_that_dies_again_and_again_ends_with_the_same_model(toy: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     reference = toy(rounds=2).run().digest
-    append = Ledger.append
     world = toy(rounds=2)
-    deaths = 0
-    while True:
-        lines = 0
-
-        def count(ledger: Ledger, *entries: Entry, owner: Ledger = world.study.ledger) -> Any:
-            nonlocal lines
-            records = append(ledger, *entries)
-            if ledger is owner and entries:
-                lines += 1
-                if lines > 3 + deaths // 2:
-                    raise Killed
-            return records
-
+    for life in range(3, 40):
         with monkeypatch.context() as patch:
-            patch.setattr(Ledger, "append", count)
+            patch.setattr(Ledger, "append", dying_after(life, world.study.ledger))
             try:
                 outcome = world.run()
                 break
             except Killed:
-                deaths += 1
-        assert deaths < 60
+                pass
         world = world.reopen()
     try:
-        assert deaths > 5
+        assert life > 6  # it died in both rounds and in the farewell
         assert outcome.digest == reference
         assert [item.accepted for item in outcome.history.rounds[1:]] == [list(world.names)] * 2
     finally:
@@ -341,6 +337,12 @@ def test_another_key_under_an_enrolled_name_is_refused(toy: Make) -> None:
     with pytest.raises(ConfigError, match="north: has another key"):
         world.study.enrol(impostor)
     assert world.study.enrolled == {"north": north.vkey}
+
+
+def test_a_silo_of_the_coordinators_name_is_refused(toy: Make) -> None:
+    world = toy()
+    with pytest.raises(ConfigError, match="aggregator"):  # nobody could tell their statements apart
+        world.study.enrol(Signer.from_seed("aggregator", b"a" * 32).verifier)
 
 
 def test_a_grid_with_an_impostor_starts_nothing(begun: Toy) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from models.errors import ConfigError, DataError
 from models.plan import Plan
-from silos import cohort, silo
+from silos import cohort, visit
 from silos.cohort import Cohort
 from silos.config import Data, Site
 from silos.phantom import STYLES
@@ -80,10 +80,10 @@ def test_each_way_in_which_hospitals_write_labels_gives_every_image_its_own(
     phantom: Phantom, make_plan: Callable[..., Plan], style: int
 ) -> None:
     site = phantom(style)
-    found = silo.load_cohort(site, make_plan())
+    found = visit.load_cohort(site, make_plan())
     labels = site.data.labels
     table = pd.read_csv(labels.file, sep=labels.delimiter, dtype=str)
-    images = silo.scan_site(site).instances.set_index("path").loc[found.cases["path"]]
+    images = visit.scan_site(site).instances.set_index("path").loc[found.cases["path"]]
     expected = images[list(labels.join)].merge(
         table, left_on=list(labels.join), right_on=list(labels.join.values()), how="left", validate="1:1"
     )
@@ -281,7 +281,7 @@ def test_an_image_without_the_attribute_takes_no_label_from_a_row_without_a_key(
 reasons = st.sampled_from(["yes", "no", "poor", "", "both", "absent"])
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.lists(st.tuples(reasons, st.booleans()), min_size=1, max_size=12), st.integers(0, 3))
 def test_every_image_is_a_case_or_is_counted_once(data: MakeData, images: list[tuple[str, bool]], orphans: int) -> None:
     rows = ["first,yes"] + [f"orphan{n},no" for n in range(orphans)]
@@ -327,7 +327,7 @@ def split(data: Data, patients: Iterable[str]) -> dict[str, bool]:
 identifiers = st.text(st.characters(blacklist_categories=("Cs", "Cc", "Z")), min_size=1, max_size=12)
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.sets(identifiers, min_size=1, max_size=8), st.lists(identifiers, max_size=20), st.randoms())
 def test_a_patient_stays_on_the_same_side_whoever_else_arrives(
     data: MakeData, patients: set[str], others: list[str], random: Any
@@ -343,12 +343,12 @@ def test_a_patient_stays_on_the_same_side_whoever_else_arrives(
 @pytest.mark.parametrize("style", range(len(STYLES)))
 def test_no_patient_is_on_both_sides(phantom: Phantom, make_plan: Callable[..., Plan], style: int) -> None:
     site = phantom(style)
-    found = silo.load_cohort(site, make_plan())
+    found = visit.load_cohort(site, make_plan())
     train, held_out = set(found.side(False)["patient"]), set(found.side(True)["patient"])
     assert train
     assert held_out
     assert not train & held_out
-    images = silo.scan_site(site).instances.set_index("path").loc[found.cases["path"]]
+    images = visit.scan_site(site).instances.set_index("path").loc[found.cases["path"]]
     sides = pd.Series(found.cases["held_out"].to_numpy()).groupby(images["PatientID"].to_numpy()).nunique()
     assert sides.tolist() == [1] * 12
 

@@ -216,6 +216,12 @@ def test_every_metric_is_told_rounded_or_withheld_and_none_is_nan(
     assert Manifest.decode(manifest.encode()) == manifest  # its JSON has no place for NaN
 
 
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+def test_a_metric_that_is_no_number_is_withheld(agree: Agree, wrong: float) -> None:
+    manifest = release(update(metrics={"loss": wrong, "auc": 0.5}), agree()).manifest
+    assert (manifest.metrics, manifest.withheld) == ({"auc": 0.5}, ["loss"])
+
+
 def test_what_was_measured_beyond_the_studys_metrics_is_in_no_byte(agree: Agree) -> None:
     encoded = release(update(metrics={"loss": 0.5, PATIENT: 0.1}), agree()).manifest.encode()
     assert PATIENT.encode() not in encoded
@@ -227,9 +233,10 @@ def test_what_was_measured_beyond_the_studys_metrics_is_in_no_byte(agree: Agree)
 def bands() -> Iterator[tuple[int, int]]:
     low = 1
     while low <= 1_000_000:
-        low, high = gate.band(low)
-        yield low, high
-        low = high + 1
+        band = gate.band(low)
+        assert band[0] <= low <= band[1]
+        yield band
+        low = band[1] + 1
 
 
 def test_bands_are_disjoint_and_cover_every_count_up_to_a_million() -> None:
