@@ -8,7 +8,6 @@ round is void and the old model stands.
 
 import functools
 import logging
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from aggregator.history import History, read_history, write_metrics
 from aggregator.intake import Asked
 from aggregator.strategy import Audited, Contribution
 from aggregator.study import Study
-from models.errors import ConfigError, IntramuralError
+from models.errors import ConfigError, IntramuralError, Malformed, is_wire_code
 from models.exchange import wire
 from models.exchange.channel import Channel
 from models.exchange.documents import Manifest, Order, Refusal
@@ -36,7 +35,6 @@ log = logging.getLogger("intramural.aggregator")
 Visit = Literal["train", "evaluate", "close"]
 
 _MESSAGE_TYPE = {"train": MessageType.TRAIN, "evaluate": MessageType.EVALUATE, "close": MessageType.QUERY}
-_CODE = re.compile(r"[a-z][a-z.-]{0,62}")
 _POLL = 0.2  # seconds between two looks for replies
 
 
@@ -190,14 +188,14 @@ class _Run:
         try:
             envelope = wire.unpack(reply.content, self.study.spec.size)
             received = channel.verify(envelope, None if envelope.vector is None else self.study.spec.digest)
-        except IntramuralError as error:
-            self.reject(name, asked, error.wire_code)
+        except Exception as error:  # whatever a stranger sends
+            self.reject(name, asked, _own_code(error))
             return
         try:
             document = intake.check(received, asked, self.plan, self.study.spec)
-        except IntramuralError as error:
-            log.warning("round %d: the reply of %s is rejected: %s", asked.round, name, error.wire_code)
-            channel.reject(received, error.wire_code)
+        except Exception as error:
+            log.warning("round %d: the reply of %s is rejected: %s", asked.round, name, _own_code(error))
+            channel.reject(received, _own_code(error))
             return
         facts: dict[str, object] = {}
         if isinstance(document, Manifest) and envelope.vector is not None and document.examples is not None:
@@ -243,4 +241,8 @@ class _Accepted:
 def _error_code(reply: Message) -> str:
     """Flower's error as one of our words; its text is not repeated, whoever wrote it."""
     reason = reply.error.reason or ""
-    return reason if _CODE.fullmatch(reason) else f"flower-error-{reply.error.code}"
+    return reason if is_wire_code(reason) else f"flower-error-{reply.error.code}"
+
+
+def _own_code(error: Exception) -> str:
+    return error.wire_code if isinstance(error, IntramuralError) else Malformed.code

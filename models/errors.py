@@ -100,19 +100,59 @@ class PolicyError(IntramuralError):
         return self.rule.value
 
 
+DETAILS = frozenset(
+    {
+        "address",
+        "bytes",
+        "broadcastable",
+        "declared",
+        "document",
+        "dtype",
+        "fields",
+        "infinite",
+        "kind",
+        "manifest",
+        "metric",
+        "missing",
+        "names",
+        "nan",
+        "norm",
+        "not-a-number",
+        "not-positive",
+        "payload",
+        "pickled",
+        "receipt",
+        "records",
+        "report",
+        "round",
+        "shape",
+        "size",
+        "spec",
+        "study",
+        "tensor",
+        "tensors",
+        "text",
+        "too-many",
+        "unit",
+    }
+)
+"""Which check of a message failed; the closed list of words that may stand behind a code."""
+
+
 class ProtocolError(IntramuralError):
     """A message breaks what both sides agreed on.
 
     Args:
         message: What is wrong. Local only.
         hint: What to do about it. Local only.
-        detail: A fixed word that says which check failed; crosses the wire behind the code.
+        detail: One of `DETAILS`; crosses the wire behind the code.
     """
 
     code = "protocol"
 
     def __init__(self, message: str, hint: str = "", *, detail: str = "") -> None:
         super().__init__(message, hint)
+        assert not detail or detail in DETAILS, detail
         self.detail = detail
 
     @property
@@ -197,3 +237,13 @@ class Locked(LedgerError):  # noqa: N818
     """Another process is writing this ledger."""
 
     code = "ledger-locked"
+
+
+def is_wire_code(text: str) -> bool:
+    """Whether a word from another party is one that this toolkit can have said, and so safe to repeat."""
+    code, dot, detail = text.partition(".")
+    return code in _codes(IntramuralError) | set(Rule) and (detail in DETAILS if dot else True)
+
+
+def _codes(error: type[IntramuralError]) -> set[str]:
+    return {error.code}.union(*(_codes(kind) for kind in error.__subclasses__()))

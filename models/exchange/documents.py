@@ -8,9 +8,9 @@ report of metrics). A *refusal* is one word. A *closing* says how each side coun
 import json
 from typing import Annotated, Literal, Self
 
-from pydantic import AllowInfNan, Field, StringConstraints, ValidationError
+from pydantic import AfterValidator, AllowInfNan, Field, StringConstraints, ValidationError
 
-from models.errors import Malformed
+from models.errors import Malformed, is_wire_code
 from models.exchange.spec import Spec, TensorSpec
 from models.ledger.canonical import canonical, digest
 from models.plan import MetricName, Plan
@@ -132,10 +132,16 @@ class Manifest(Document):
         return tuple(TensorSpec(t.name, tuple(t.shape)) for t in self.tensors) == spec.tensors
 
 
+def _known(code: str) -> str:
+    if not is_wire_code(code):
+        raise ValueError("is none of the toolkit's codes")
+    return code
+
+
 class Refusal(Document):
     """A silo does not do what was asked; the code is all it says."""
 
-    code: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z.-]{0,62}$")]
+    code: Annotated[str, AfterValidator(_known)]
 
 
 class Closing(Document):
