@@ -6,16 +6,19 @@ each says was exchanged: equal, still unacknowledged, or contradicting. It needs
 nor any private key.
 """
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from models.errors import BadSignature, IntramuralError, LedgerError
+from models.errors import BadSignature, IntramuralError, LedgerError, Malformed
 from models.exchange.statement import Statement, receipt_bytes, signing_bytes
-from models.ledger import Event, Opened, Record, Verifier, read
+from models.ledger import Checkpoint, Event, Opened, Record, Verifier, read
 
 _Peer = tuple[str | None, str]  # study and name
+_NAMING = {Event.SILO_ENROLLED: ("name", "vkey"), Event.STUDY_APPROVED: ("recipient", "recipient_key")}
+_UNREADABLE = (KeyError, TypeError, ValueError, AttributeError)  # of a line that its writer filled as it liked
 
 
 @dataclass(frozen=True)
@@ -101,16 +104,16 @@ def verify(folder: Path | str, verifier: Verifier | None = None) -> Verdict:
     for record in opened.records:
         try:
             found = _check_record(record, opened, peers)
+            for name in _documents(record):
+                opened.manifest(name)
         except IntramuralError as error:
             problems.append(f"line {record.seq + 1}: {error}")
             continue
+        except _UNREADABLE:
+            problems.append(f"line {record.seq + 1}: {record.event} does not say what it must")
+            continue
         statements += found[0]
         receipts += found[1]
-        for name in _documents(record):
-            try:
-                opened.manifest(name)
-            except LedgerError as error:
-                problems.append(f"line {record.seq + 1}: {error}")
     if opened.incomplete:
         problems.append("the last line is incomplete")
     return Verdict(
@@ -142,6 +145,13 @@ def reconcile(aggregator: Path | str, silo: Path | str) -> Reconciliation:
         LedgerError: One of the two is not what was signed.
         BadSignature: One of the two is signed with another key than the other side knows.
     """
+    try:
+        return _reconcile(aggregator, silo)
+    except _UNREADABLE as error:
+        raise LedgerError("a line does not say what it must", "verify both ledgers; it names the line") from error
+
+
+def _reconcile(aggregator: Path | str, silo: Path | str) -> Reconciliation:
     theirs = read(aggregator)
     created = next((r for r in theirs.records if r.event == Event.STUDY_CREATED), None)
     if created is None or created.study is None:
@@ -159,7 +169,9 @@ def reconcile(aggregator: Path | str, silo: Path | str) -> Reconciliation:
     sent, got = _offered(theirs, study, name), _received(ours, study)
     answered, taken = _offered(ours, study, theirs.verifier.name), _received(theirs, study, name)
     problems: list[str] = []
-    if name not in enrolled and (got or answered):
+    if name not in enrolled and not (got or answered):
+        raise LedgerError(f"{silo}: {name} took no part in the study of {aggregator}", "give the ledgers of one study")
+    if name not in enrolled:
         problems.append(f"{name} took part, but the aggregator's ledger never enrolled it")
     for what, offered, received, keys in (
         ("order", sent, got, theirs.verifier),
@@ -192,6 +204,8 @@ def _check_record(record: Record, opened: Opened, peers: Mapping[_Peer, Verifier
     body = record.body
     keys = {name: verifier for (study, name), verifier in peers.items() if study == record.study}
     keys[opened.verifier.name] = opened.verifier
+    if record.event in _NAMING:
+        Verifier.parse(body[_NAMING[record.event][1]])
     if record.event == Event.EXCHANGE_RECEIPT:
         signature = bytes.fromhex(body["receipt"])
         for verifier in keys.values():
@@ -204,10 +218,15 @@ def _check_record(record: Record, opened: Opened, peers: Mapping[_Peer, Verifier
     if "statement" not in body:
         return 0, 0
     statement = _statement(record)
-    if statement.src in keys:
-        keys[statement.src].verify(signing_bytes(statement.xid), bytes.fromhex(body["signature"]))
+    if statement.src not in keys:
+        return 0, 0  # of a study that was never approved here: nobody vouched for its coordinator's key
+    keys[statement.src].verify(signing_bytes(statement.xid), bytes.fromhex(body["signature"]))
     if "receipt" in body and statement.dst in keys:
         keys[statement.dst].verify(receipt_bytes(statement.xid), bytes.fromhex(body["receipt"]))
+    if "head" in body:
+        head = Checkpoint.open(body["head"], keys[statement.src])
+        if (head.size, head.root.hex()) != (body["size"], body["root"]):
+            raise BadSignature(f"the head is not the one that {statement.src} signed")
     return 1, 0
 
 
@@ -218,11 +237,10 @@ def _peers(opened: Opened) -> dict[_Peer, Verifier]:
     """
     keys = {}
     for record in opened.records:
-        body = record.body
-        if record.event == Event.SILO_ENROLLED:
-            keys[record.study, body["name"]] = Verifier.parse(body["vkey"])
-        elif record.event == Event.STUDY_APPROVED:
-            keys[record.study, body["recipient"]] = Verifier.parse(body["recipient_key"])
+        if record.event in _NAMING:
+            name, key = _NAMING[record.event]
+            with contextlib.suppress(Malformed, *_UNREADABLE):  # told where the line is checked
+                keys[record.study, record.body[name]] = Verifier.parse(record.body[key])
     return keys
 
 

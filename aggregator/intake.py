@@ -30,6 +30,9 @@ from models.plan import Plan
 MAX_EXAMPLES = 1_000_000
 """No hospital has more images or patients in one study."""
 
+MAX_METRIC = 1e9
+"""No loss is longer; a larger number would spoil the means of the others."""
+
 _UNITS = {"patients": "patients", "images": "images", "equal": "silos"}
 
 
@@ -83,6 +86,8 @@ def check(received: Received, asked: Asked, plan: Plan, spec: Spec) -> Manifest 
         raise SpecMismatch("names another layout than the study's", detail="spec")
     if manifest.evaluated is not None:
         _check_examples(manifest.evaluated, "images")
+    if any(abs(value) > MAX_METRIC for value in manifest.metrics.values()):
+        raise Malformed("tells a number that no metric has", detail="metric")
     if statement.kind is Kind.UPDATE:
         _check_update(manifest, envelope.vector, statement.payload, plan, spec)
     elif manifest.digest is not None or envelope.vector is not None:
@@ -119,5 +124,5 @@ def _check_examples(examples: Examples, unit: str) -> None:
         raise BadWeight(f"counts {examples.unit}, not {unit}", detail="unit")
     if low <= 0 or high < low:
         raise BadWeight(f"{low} to {high} is no number of examples", detail="not-positive")
-    if high > MAX_EXAMPLES or (unit == "silos" and high != 1):
+    if high > MAX_EXAMPLES or (unit == "silos" and (low, high) != (1, 1)):
         raise BadWeight(f"{high} {unit} are more than one silo has", detail="too-many")

@@ -195,7 +195,7 @@ class _Run:
             document = intake.check(received, asked, self.plan, self.study.spec)
         except Exception as error:
             log.warning("round %d: the reply of %s is rejected: %s", asked.round, name, _own_code(error))
-            channel.reject(received, _own_code(error))
+            channel.reject(received, _own_code(error), asked.round)
             return
         facts: dict[str, object] = {}
         if isinstance(document, Manifest) and envelope.vector is not None and document.examples is not None:

@@ -19,7 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Self
 
-from models.errors import ConfigError, DigestMismatch, IntramuralError
+from models.errors import ConfigError, DigestMismatch, IntramuralError, Malformed
 from models.exchange.documents import Agreement
 from models.exchange.spec import Spec, Vector, load_vector, save_vector, vector_digest
 from models.ledger import Entry, Event, Ledger, Signer, Verifier
@@ -114,19 +114,29 @@ class Study:
 
         Raises:
             ConfigError: It is no study folder.
-            DigestMismatch: The first model is not the agreed one.
+            Malformed: The agreement cannot be read.
+            DigestMismatch: The agreement or the first model is not the one that the study was created with.
             LedgerError: The ledger is in use, or is not the one that was signed.
         """
         folder = Path(folder)
         path = folder / "agreement.json"
         if not path.is_file():
             raise ConfigError(f"{folder}: is no study folder (it has no agreement.json)", "create the study first")
-        agreement = Agreement.decode(path.read_bytes())
+        try:
+            agreement = Agreement.decode(path.read_bytes())
+        except Malformed as error:
+            raise Malformed(f"{path}: {error}", "restore it from ledger/manifests") from error
         spec, _ = load_vector(folder / "models" / "000.safetensors", agreement.initial)
         signer = Signer.load(folder / "aggregator.key")
         if signer.vkey != agreement.coordinator_key:
             raise ConfigError(f"{folder / 'aggregator.key'}: is not the key of this study", "restore the study's key")
-        return cls(folder, agreement, signer, Ledger.open(folder / "ledger", signer), spec)
+        ledger = Ledger.open(folder / "ledger", signer)
+        if not any(r.event == Event.STUDY_CREATED and r.study == agreement.study for r in ledger.records):
+            ledger.close()
+            raise DigestMismatch(
+                f"{path}: is not the agreement that this study was created with", "restore it from ledger/manifests"
+            )
+        return cls(folder, agreement, signer, ledger, spec)
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
@@ -190,6 +200,8 @@ class Study:
         Raises:
             ConfigError: The name has another key in this study.
         """
+        if silo.name == self.plan.coordinator:
+            raise ConfigError(f"{silo.name}: is the coordinator's name", "rename the silo")
         known = self.enrolled.get(silo.name)
         if known is None:
             body = {"name": silo.name, "vkey": silo.vkey}

@@ -117,6 +117,7 @@ DETAILS = frozenset(
         "names",
         "nan",
         "norm",
+        "note",
         "not-a-number",
         "not-positive",
         "payload",

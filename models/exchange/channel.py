@@ -28,6 +28,11 @@ from models.ledger.canonical import digest
 _SHOWN = 64  # heads that the other side may have seen without our knowing
 
 
+def _both_ends(sizes: list[int]) -> list[int]:
+    """Who went away saw one of the first heads; whose answers got lost saw one of the last."""
+    return sizes if len(sizes) <= _SHOWN else [*sizes[: _SHOWN // 2], *sizes[-_SHOWN // 2 :]]
+
+
 @dataclass(frozen=True)
 class Received:
     """A verified message, not yet written down.
@@ -59,8 +64,7 @@ class Channel:
         self._ledger, self._signer, self.peer, self.study = ledger, signer, peer, study
         self.sent: list[str] = []  # xids, oldest first
         self.received: list[str] = []
-        self._newest = 0  # number of the newest statement received
-        self._received_xid = GENESIS
+        self._numbers: dict[int, str] = {}  # xid by number, of what was received
         self._receipted: set[str] = set()
         self._heads: dict[int, bytes] = {}  # the peer's heads seen here, root by size
         self._seen_by_peer = 0  # size of our head that the peer saw last, by its own word
@@ -139,10 +143,13 @@ class Channel:
             raise Malformed(f"is not from {self.peer.name} to {self._signer.name}", detail="address")
         if statement.study != self.study:
             raise Malformed("belongs to another study", detail="study")
-        if statement.n <= self._newest:
-            raise Replayed(f"statement {statement.n} of {self.peer.name} was received before")
-        missed = statement.n - self._newest - 1
-        if missed == 0 and statement.prev != self._received_xid:
+        newest = max(self._numbers, default=0)
+        if self._numbers.get(statement.n, xid) != xid:
+            raise Rewritten(f"{self.peer.name} signed another statement {statement.n} before")
+        if statement.n <= newest:
+            raise Replayed(f"statement {statement.n} of {self.peer.name} was received before, or comes too late")
+        missed = statement.n - newest - 1
+        if missed == 0 and statement.prev != self._numbers.get(newest, GENESIS):
             raise Replayed(f"statement {statement.n} of {self.peer.name} does not follow the one before it")
         if digest(envelope.body) != statement.body:
             raise DigestMismatch("the document is not the one that was signed", detail="document")
@@ -162,14 +169,21 @@ class Channel:
         Raises:
             NotAppended: The line is not durable; the content may not be used.
         """
-        self._write(received, Event(f"{received.statement.kind}.received"), facts or {})
+        statement = received.statement
+        self._write(received, Event(f"{statement.kind}.received"), statement.round, facts or {})
 
-    def reject(self, received: Received, code: str) -> None:
-        """Write down that a message was received, and why it is not used."""
-        event = Event.ORDER_REJECTED if received.statement.kind is Kind.ORDER else Event.REPLY_REJECTED
-        self._write(received, event, {"code": code})
+    def reject(self, received: Received, code: str, round_: int | None = None) -> None:
+        """Write down that a reply was received, and why it is not used.
 
-    def _write(self, received: Received, event: Event, facts: Mapping[str, Any]) -> None:
+        Args:
+            received: The reply.
+            code: The reason.
+            round_: The round it came in, whatever it claims; by default the one it claims.
+        """
+        round_ = received.statement.round if round_ is None else round_
+        self._write(received, Event.REPLY_REJECTED, round_, {"code": code})
+
+    def _write(self, received: Received, event: Event, round_: int, facts: Mapping[str, Any]) -> None:
         statement, evidence = received.statement, received.envelope.evidence
         entries = []
         if evidence.receipt and evidence.receipt[0] not in self._receipted:
@@ -187,7 +201,7 @@ class Channel:
             "missed": received.missed,
             **facts,
         }
-        entries.append(Entry(event, body, study=self.study, round=statement.round))
+        entries.append(Entry(event, body, study=self.study, round=round_))
         self._append(*entries)
 
     def _append(self, *entries: Entry) -> None:
@@ -205,13 +219,13 @@ class Channel:
         statement = Statement.model_validate(raw)
         if statement.dst == self.peer.name:
             self.sent.append(statement.xid)
-            self._shown.append(record.seq + 1)
+            self._shown = _both_ends([*self._shown, record.seq + 1])
             return
         self.received.append(statement.xid)
-        self._newest, self._received_xid = statement.n, statement.xid
+        self._numbers[statement.n] = statement.xid
         self._heads[body["size"]] = bytes.fromhex(body["root"])
         self._seen_by_peer = max(self._seen_by_peer, body["seen"])
-        self._shown = [size for size in self._shown if size > self._seen_by_peer][-_SHOWN:]
+        self._shown = [size for size in self._shown if size > self._seen_by_peer]
 
     def _evidence(self) -> Evidence:
         receipt = None

@@ -6,7 +6,7 @@ report of metrics). A *refusal* is one word. A *closing* says how each side coun
 """
 
 import json
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, AllowInfNan, Field, StringConstraints, ValidationError
 
@@ -40,12 +40,21 @@ class Document(Settings):
         if len(content) > MAX_DOCUMENT:
             raise Malformed(f"a {cls.__name__} of {len(content)} bytes is above the limit of {MAX_DOCUMENT}")
         try:
-            return cls.model_validate(json.loads(content))
+            return cls.model_validate(json.loads(content, object_pairs_hook=_object))
         except ValidationError as error:
-            where = ".".join(str(part) for part in error.errors()[0]["loc"])
-            raise Malformed(f"is no valid {cls.__name__}: {where}") from error
-        except (ValueError, RecursionError) as error:
-            raise Malformed(f"is no valid {cls.__name__}: not JSON") from error
+            # Only our own word for the place: an unknown key, and pydantic's text, are the sender's words.
+            place = next(iter(error.errors()[0]["loc"]), None)
+            where = place if place in cls.model_fields else "not its form"
+            raise Malformed(f"is no valid {cls.__name__}: {where}") from None
+        except (ValueError, RecursionError):
+            raise Malformed(f"is no valid {cls.__name__}: not JSON") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; a key that stands there twice could be read in two ways."""
+    if len(dict(pairs)) != len(pairs):
+        raise ValueError("a key stands there twice")
+    return dict(pairs)
 
 
 class Agreement(Document):

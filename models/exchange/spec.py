@@ -111,7 +111,8 @@ def save_vector(path: Path, spec: Spec, vector: Vector) -> None:
         spec: The layout.
         vector: `(spec.size,)` float32.
     """
-    content = save({name: np.ascontiguousarray(part) for name, part in spec.named(vector).items()})
+    # Not `ascontiguousarray`, which would give a scalar one dimension.
+    content = save({name: np.asarray(part, order="C") for name, part in spec.named(vector).items()})
     publish(path, content)
 
 

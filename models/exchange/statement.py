@@ -72,9 +72,10 @@ class Statement(Settings):
         """
         try:
             statement = cls.model_validate(json.loads(content))
+            written = statement.encode()
         except (ValidationError, ValueError, RecursionError) as error:
             raise Malformed("is no valid statement") from error
-        if statement.encode() != content:
+        if written != content:
             raise Malformed("is a statement, but not in canonical form")
         return statement
 

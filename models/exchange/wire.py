@@ -22,6 +22,9 @@ VECTOR = "vector"  # the only array in it
 
 _STYPE = "numpy.ndarray"
 _BYTES = ("statement", "signature", "body", "note", "receipt_xid", "receipt")
+_OTHERS = ("heads", "proofs", "seen")
+_MAX_NOTE = 4096  # bytes; the note becomes part of a ledger line
+_MAX_NUMBER = 2**53 - 1  # what canonical JSON can hold, and so a ledger line
 _MAX_PROOFS = 128
 _MAX_PROOF = 64 * 32  # bytes; a ledger of 2**60 lines needs fewer
 
@@ -72,8 +75,9 @@ def unpack(records: RecordDict, size: int | None = None) -> Envelope:
     texts = [fields.get(key) for key in _BYTES]
     heads, proofs, seen = fields.get("heads"), fields.get("proofs"), fields.get("seen")
     if (
-        not all(isinstance(text, bytes) for text in texts)
-        or not (isinstance(seen, int) and seen >= 0)
+        fields.keys() != {*_BYTES, *_OTHERS}
+        or not all(isinstance(text, bytes) for text in texts)
+        or not (isinstance(seen, int) and 0 <= seen <= _MAX_NUMBER)
         or not (isinstance(heads, list) and isinstance(proofs, list) and len(heads) == len(proofs) <= _MAX_PROOFS)
         or not all(isinstance(head, int) and head >= 0 for head in heads)
         or not all(isinstance(proof, bytes) and len(proof) <= _MAX_PROOF and not len(proof) % 32 for proof in proofs)
@@ -82,6 +86,8 @@ def unpack(records: RecordDict, size: int | None = None) -> Envelope:
     if max(len(cast(bytes, text)) for text in texts) > MAX_DOCUMENT:
         raise TooLarge("a field of the envelope is above the limit", detail="document")
     statement, signature, body, note, xid, receipt = cast(list[bytes], texts)
+    if len(note) > _MAX_NOTE:
+        raise TooLarge("the signed head is above the limit", detail="note")
     try:
         evidence = Evidence(
             receipt=(xid.decode("ascii"), receipt) if xid else None,

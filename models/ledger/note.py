@@ -15,7 +15,7 @@ from models.errors import BadSignature, Malformed
 from models.ledger.keys import Signer, Verifier, from_base64, is_name, to_base64
 
 _FORBIDDEN = re.compile(r"[\x00-\x09\x0b-\x1f\ud800-\udfff]")
-_SIZE = re.compile(r"0|[1-9][0-9]{0,17}")
+_SIZE = re.compile(r"0|[1-9][0-9]{0,14}")  # below 2**53: a number that a ledger line can hold
 
 
 def sign_note(text: str, signer: Signer) -> str:
