@@ -191,6 +191,11 @@ def test_another_preparation_has_another_cache(hospital: Hospital, decoded: list
     assert decoded == []
 
 
+def test_two_windows_are_two_preparations(hospital: Hospital) -> None:
+    for window in ([500.0, 1000.0], [400.0, 300.0]):
+        hospital.check(hospital.prepare(percentiles=None, window=window), percentiles=None, window=window)
+
+
 def test_what_does_not_change_an_image_does_not_change_the_cache(hospital: Hospital, decoded: list[str]) -> None:
     hospital.prepare()
     decoded.clear()

@@ -245,7 +245,7 @@ def test_a_message_that_was_changed_on_its_way_is_refused(hub: Party, north: Par
         "statement": (replace(envelope, statement=other.statement), BadSignature),
         "signature": (replace(envelope, signature=other.signature), BadSignature),
         "no signature": (replace(envelope, signature=b""), BadSignature),
-        "document": (replace(envelope, body=Refusal(code="other").encode()), DigestMismatch),
+        "document": (replace(envelope, body=Refusal(code="data").encode()), DigestMismatch),
         "arrays": (replace(envelope, vector=VECTOR + 1), DigestMismatch),
         "one bit": (replace(envelope, vector=np.nextafter(VECTOR, np.float32(9))), DigestMismatch),
         "no arrays": (replace(envelope, vector=None), DigestMismatch),
