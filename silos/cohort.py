@@ -9,6 +9,7 @@ counted with a reason.
 import hashlib
 import hmac
 import re
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -78,6 +79,9 @@ def match(instances: pd.DataFrame, data: Data, classes: Sequence[str], left_out:
     image_keys = _keys(instances, keys, keys)
     label_keys = _keys(table, list(labels.join.values()), keys)
     known = pd.DataFrame({"key": label_keys, "target": targets, "excluded": excluded})
+    # What an image lacks and a row leaves blank is no agreement.
+    blank = table[list(labels.join.values())].apply(lambda column: column.str.strip() == "").any(axis=1)
+    known = known[~blank]
     several = known.groupby("key")[["target", "excluded"]].nunique().max(axis=1)
     conflicting = set(several[several > 1].index)
     known = known.drop_duplicates("key").set_index("key")
@@ -121,8 +125,10 @@ def read_labels(labels: Labels) -> pd.DataFrame:
         ConfigError: It is missing, is no table, or lacks a column that the site names.
     """
     try:
-        table = pd.read_csv(labels.file, sep=labels.delimiter, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # of rows longer than the header
+            table = pd.read_csv(labels.file, sep=labels.delimiter, dtype=str, keep_default_na=False, index_col=False)
+    except (OSError, ValueError, pd.errors.ParserWarning) as error:  # pandas' parser errors are ValueErrors
         what = error.strerror if isinstance(error, OSError) else "is no table that can be read"
         raise ConfigError(f"data.labels.file: {labels.file}: {what}", "give a CSV file with a header line") from error
     table.columns = table.columns.str.strip()
@@ -153,7 +159,7 @@ def _targets(values: pd.Series, labels: Labels, classes: Sequence[str]) -> tuple
             f"known words are {', '.join(labels.words)}",
             f'add {unknown[0]!r} to data.labels.words; "" leaves such images out',
         )
-    mapped = words.map({word: classes.index(name) if name else -1 for word, name in labels.words.items()} | {"": -1})
+    mapped = words.map({"": -1} | {word: classes.index(name) if name else -1 for word, name in labels.words.items()})
     return mapped, mapped == -1
 
 
@@ -175,7 +181,8 @@ def _is_integer(keyword: str) -> bool:
 
 
 def _number(text: str) -> str:
-    return str(int(text)) if re.fullmatch(r"[+-]?\d{1,18}", text) else text
+    number = re.fullmatch(r"([+-]?\d{1,18})(\.0*)?", text)  # spreadsheets write 7.0 for 7
+    return str(int(number[1])) if number else text
 
 
 def _nothing_matches(source: Path, labels: Labels, images: pd.Series, rows: pd.Series) -> str:

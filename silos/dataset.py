@@ -6,6 +6,7 @@ Another preparation (size, window) is another folder; a changed file is prepared
 appended.
 """
 
+import fcntl
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -90,13 +91,8 @@ def prepare(
             f"run.work: the image cache {folder} cannot be written: {error}",
             "free space or correct its permissions",
         ) from error
-    shape = (-1, 1, *settings.size)
-    data = folder / "images.f32"
-    store = (
-        np.memmap(data, dtype="<f4", mode="r").reshape(shape)
-        if data.exists() and data.stat().st_size
-        else np.zeros((0, 1, *settings.size), np.float32)
-    )
+    shape = (max(rows.values(), default=-1) + 1, 1, *settings.size)
+    store = np.memmap(folder / "images.f32", "<f4", "r", shape=shape) if rows else np.zeros(shape, np.float32)
     cohort = cohort.without({path: reasons[path] for path in cohort.cases["path"] if path in reasons})
     return Dataset(cohort, _side(cohort, False, store, rows), _side(cohort, True, store, rows))
 
@@ -140,17 +136,22 @@ def _fill(
     progress: Callable[[int, int], None] | None,
 ) -> None:
     """Append every case that is not in the cache as it is on disk now."""
-    # A file that could not be read at all is tried again: the trouble may have passed.
-    again = Reason.UNREADABLE.value
-    present = set(index.execute("SELECT path, size, mtime_ns FROM images WHERE reason IS NOT ?", (again,)))
-    columns = cohort.cases[["path", "size", "mtime_ns"]].itertuples(index=False, name=None)
-    wanted = [(os.fsencode(path), int(size), int(age)) for path, size, age in columns]
-    missing = [case for case in wanted if case not in present]
-    if not missing:
-        return
     row_bytes = 4 * settings.size[0] * settings.size[1]
-    (count,) = index.execute("SELECT COALESCE(MAX(row) + 1, 0) FROM images").fetchone()
     with open(os.open(data, os.O_CREAT | os.O_RDWR, 0o600), "r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # two that append at once would write over each other's rows
+        (count,) = index.execute("SELECT COALESCE(MAX(row) + 1, 0) FROM images").fetchone()
+        if os.fstat(file.fileno()).st_size < count * row_bytes:  # somebody deleted the images
+            with index:
+                index.execute("DELETE FROM images")
+            count = 0
+        # A file that could not be read at all is tried again: the trouble may have passed.
+        again = Reason.UNREADABLE.value
+        present = set(index.execute("SELECT path, size, mtime_ns FROM images WHERE reason IS NOT ?", (again,)))
+        columns = cohort.cases[["path", "size", "mtime_ns"]].itertuples(index=False, name=None)
+        wanted = [(os.fsencode(path), int(size), int(age)) for path, size, age in columns]
+        missing = [case for case in wanted if case not in present]
+        if not missing:
+            return
         file.truncate(count * row_bytes)  # rows that an interrupted run wrote but did not index
         file.seek(0, os.SEEK_END)
         for start in range(0, len(missing), _BATCH):

@@ -188,7 +188,7 @@ def refusal(error: BaseException) -> Refusal:
 
 
 def band(count: int) -> tuple[int, int]:
-    """The closed band that a count lies in; 0 is a band of its own."""
+    """The closed band that a count lies in; 0 is a band of its own, and a million stands for all above it."""
     if count <= 0:
         return 0, 0
     ends = [*BANDS[1:], _LAST + 1]

@@ -86,11 +86,9 @@ def epsilon(noise: float, rounds: int, delta: float) -> float:
     mu = math.sqrt(rounds) / noise
 
     def exceeds(candidate: float) -> bool:
-        first = _normal_cdf(mu / 2 - candidate / mu)
-        # e**eps * Phi(-x) underflows long before it matters; the product is taken in logarithms.
-        tail = _normal_cdf(-mu / 2 - candidate / mu)
-        second = math.exp(candidate + math.log(tail)) if tail > 0 else 0.0
-        return first - second > delta
+        # e**eps overflows where the tail underflows; their product is taken in logarithms.
+        second = math.exp(candidate + _log_tail(mu / 2 + candidate / mu))
+        return _tail(candidate / mu - mu / 2) - second > delta
 
     low, high = 0.0, 1.0
     while exceeds(high):
@@ -101,5 +99,14 @@ def epsilon(noise: float, rounds: int, delta: float) -> float:
     return high
 
 
-def _normal_cdf(x: float) -> float:
-    return math.erfc(-x / math.sqrt(2)) / 2
+def _tail(x: float) -> float:
+    """Probability that a standard normal deviate exceeds x."""
+    return math.erfc(x / math.sqrt(2)) / 2
+
+
+def _log_tail(x: float) -> float:
+    if x < 35:
+        return math.log(_tail(x))
+    # erfc underflows a little further on; the asymptotic series (DLMF 7.12.1) is exact to 1e-10 here.
+    y = 1 / (x * x)
+    return -x * x / 2 - math.log(x * math.sqrt(2 * math.pi)) + math.log1p(-y + 3 * y**2 - 15 * y**3)

@@ -78,7 +78,9 @@ def fit(
     cuda = [device.index or 0] if device.type == "cuda" else []
     network.module.train()
     with torch.random.fork_rng(devices=cuda), _reproducible():
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
+        if cuda:
+            torch.cuda.manual_seed(seed)
         for step, rows in enumerate(_batches(len(data.targets), training.batch_size, total, chance), start=1):
             images = task.augment(torch.from_numpy(data.take(rows)), chance)
             network.zero_grad()
