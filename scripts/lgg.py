@@ -109,7 +109,7 @@ name = "cnn"
 epochs = {epochs}
 batch_size = 32
 optimizer = "adam"
-learning_rate = 0.002
+learning_rate = 0.004
 
 [strategy]
 name = "{strategy}"
@@ -176,7 +176,7 @@ def write_plan(options: argparse.Namespace, arm: Arm) -> Path:
             rounds=options.rounds,
             epochs=options.epochs,
             strategy="fedprox" if prox else "fedavg",
-            mu="mu = 0.01" if prox else "",
+            mu="mu = 0.001" if prox else "",
         )
     )
     return path
@@ -323,8 +323,8 @@ def main() -> int:
     )
     parser.add_argument("--out", type=Path, default=Path("scripts/results"), help="default: scripts/results")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--epochs", type=int, default=1, help="local epochs in a round (default: 1)")
+    parser.add_argument("--rounds", type=int, default=24)
+    parser.add_argument("--epochs", type=int, default=2, help="local epochs in a round (default: 2)")
     parser.add_argument("--workers", type=int, default=2, help="arms trained at the same time (default: 2)")
     parser.add_argument("--only-write", action="store_true", help="write the hospitals and two studies, and stop")
     options = parser.parse_args()
