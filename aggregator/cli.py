@@ -85,7 +85,7 @@ def _show(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"{arguments.study}: is no study folder (it has no agreement.json)", "create the study first")
     agreement = Agreement.decode(path.read_bytes())
     opened = read(arguments.study / "ledger", Verifier.parse(agreement.coordinator_key))
-    history = read_history(opened, agreement.plan)
+    history = read_history(opened.records, agreement.plan)
     if arguments.json:
         show_json(
             {

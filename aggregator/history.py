@@ -10,25 +10,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from models.exchange.documents import Manifest
 from models.ledger import Event, Record
 from models.ledger.disk import publish
 from models.plan import Plan
-
-
-class Lines(Protocol):
-    """A ledger, open for writing or read by an auditor."""
-
-    @property
-    def records(self) -> Sequence[Record]:
-        """Every line."""
-        ...
-
-    def manifest(self, name: str) -> bytes:
-        """The document stored under a digest."""
-        ...
 
 
 @dataclass
@@ -92,22 +78,20 @@ class History:
         return sorted(names)
 
 
-def read_history(ledger: Lines, plan: Plan) -> History:
-    """Read a study's rounds from its ledger."""
+def read_history(records: Sequence[Record], plan: Plan) -> History:
+    """Read a study's rounds from the lines of its ledger."""
     current = Round(0, "")
     rounds = [current]
     coming = Round(1, "")
     final = False
-    for record in ledger.records:
+    for record in records:
         body = record.body
         if record.event == Event.STUDY_CREATED:
             current.model = body["model"]
         elif record.event in (Event.UPDATE_RECEIVED, Event.REPORT_RECEIVED):
-            manifest = Manifest.decode(ledger.manifest(body["statement"]["body"]))
-            silo = body["statement"]["src"]
-            if manifest.metrics and manifest.evaluated is not None:
-                current.metrics[silo] = {str(name): value for name, value in manifest.metrics.items()}
-                current.examples[silo] = manifest.evaluated.weight
+            if "metrics" in body:
+                silo = body["statement"]["src"]
+                current.metrics[silo], current.examples[silo] = body["metrics"], body["evaluated"]
             final = final or record.event == Event.REPORT_RECEIVED
         elif record.event in (Event.AGGREGATED, Event.ROUND_VOID):
             coming.model, coming.void = body["model"], record.event == Event.ROUND_VOID

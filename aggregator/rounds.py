@@ -74,7 +74,7 @@ def run(study: Study, grid: StudyGrid, on_round: Callable[[History], None] | Non
     if not position.closed:
         _Run(study, grid).to_the_end(on_round)
         position = study.position
-    history = read_history(study.ledger, plan)
+    history = read_history(study.ledger.records, plan)
     write_metrics(study.folder / "metrics.jsonl", history)
     return Outcome(study.digest, study.model_path(position.model), position.digest, history)
 
@@ -101,7 +101,7 @@ class _Run:
         while (position := study.position).round < plan.rounds:
             base = study.load_model(position.model, position.digest)
             self.train(position.round + 1, base, position.digest)
-            history = read_history(study.ledger, plan)
+            history = read_history(study.ledger.records, plan)
             write_metrics(study.folder / "metrics.jsonl", history)
             if on_round:
                 on_round(history)
@@ -198,9 +198,12 @@ class _Run:
             channel.reject(received, _own_code(error), asked.round)
             return
         facts: dict[str, object] = {}
-        if isinstance(document, Manifest) and envelope.vector is not None and document.examples is not None:
-            self.study.save_update(asked.round, name, envelope.vector)
-            facts = {"base": document.base, "digest": document.digest, "weight": document.examples.weight}
+        if isinstance(document, Manifest):
+            if envelope.vector is not None and document.examples is not None:
+                self.study.save_update(asked.round, name, envelope.vector)
+                facts = {"base": document.base, "digest": document.digest, "weight": document.examples.weight}
+            if document.metrics and document.evaluated is not None:
+                facts |= {"metrics": document.metrics, "evaluated": document.evaluated.weight}
         elif isinstance(document, Refusal):
             log.warning("round %d: %s refuses: %s", asked.round, name, document.code)
             facts = {"code": document.code}

@@ -4,9 +4,9 @@
 between, orders and updates travel by the exchange and never by the strategy, so that any strategy gets
 signatures, intake and ledger without knowing of them.
 
-A strategy that starts from the weighted mean (FedAvg, FedProx and the adaptive family built on FedAvg)
-is given the mean as one reply: the mean is taken here, in silo order and in constant memory, and
-Flower's own mean of one reply is that reply.
+The strategy is given the weighted mean as one reply: the mean is taken here, in silo order and in
+constant memory, and Flower's own mean of one reply is that reply. That is right for FedAvg and FedProx,
+the strategies that a plan can name.
 """
 
 from collections.abc import Callable, Sequence

@@ -40,7 +40,8 @@ class Document(Settings):
         if len(content) > MAX_DOCUMENT:
             raise Malformed(f"a {cls.__name__} of {len(content)} bytes is above the limit of {MAX_DOCUMENT}")
         try:
-            return cls.model_validate(json.loads(content, object_pairs_hook=_object))
+            json.loads(content, object_pairs_hook=_object)
+            return cls.model_validate_json(content, strict=True)
         except ValidationError as error:
             # Only our own word for the place: an unknown key, and pydantic's text, are the sender's words.
             place = next(iter(error.errors()[0]["loc"]), None)
@@ -51,7 +52,7 @@ class Document(Settings):
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; a key that stands there twice could be read in two ways."""
+    """A JSON object; a key that stands there twice could be read in two ways, and pydantic takes the last."""
     if len(dict(pairs)) != len(pairs):
         raise ValueError("a key stands there twice")
     return dict(pairs)

@@ -326,7 +326,7 @@ class Toy:
 
         with contextlib.suppress(Enough):
             self.run(on_round=stop)
-        return read_history(self.study.ledger, self.study.plan)
+        return read_history(self.study.ledger.records, self.study.plan)
 
     def poison(self, name: str, poison: Poison, round_: int = 2) -> None:
         """Let a hospital misbehave in one round."""

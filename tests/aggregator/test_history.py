@@ -105,7 +105,7 @@ def test_an_auditor_reads_the_same_history_without_any_key(toy: Make) -> None:
     world = toy(rounds=2)
     history = world.run().history
     opened = read(world.study.folder / "ledger", Verifier.parse(world.study.agreement.coordinator_key))
-    assert read_history(opened, world.study.plan) == history
+    assert read_history(opened.records, world.study.plan) == history
 
 
 def test_the_history_is_told_after_every_round(toy: Make) -> None:
@@ -149,7 +149,7 @@ def test_no_number_that_a_silo_tells_stops_the_study_or_spoils_the_file(toy: Mak
 
 def test_an_empty_history_can_be_written(toy: Make, tmp_path: Path) -> None:
     world = toy()
-    history = read_history(world.study.ledger, world.study.plan)
+    history = read_history(world.study.ledger.records, world.study.plan)
     write_metrics(tmp_path / "metrics.jsonl", history)
     assert [item.model for item in history.rounds] == [world.study.agreement.initial]
     assert world.lines(Event.AGGREGATED) == []
