@@ -50,13 +50,17 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> 
         if arguments.verbose:
             logging.getLogger("intramural").debug("where it happened", exc_info=error)
         return UNVERIFIED if isinstance(error, Rewritten | BadSignature | DigestMismatch) else FAILED
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to flush has no reader
+            return OK
+        print(f"error: {error.filename or 'this machine'}: {error.strerror}", file=sys.stderr)
+        print("  do: see that the path is right, can be read and written, and that the disk has space", file=sys.stderr)
+        return FAILED
     except ImportError as error:
         print(f"error: this command needs {error.name}, which cannot be imported: {error}", file=sys.stderr)
         print("  do: run: pip install 'intramural[silo]'", file=sys.stderr)
         return FAILED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to flush has no reader
-        return OK
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130

@@ -247,6 +247,16 @@ def test_a_wrong_study_names_its_key(write_plan: Write, tmp_path: Path, capsys: 
     assert "densenet121" in error
 
 
+def test_a_folder_that_cannot_be_written_is_named(
+    write_plan: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert aggregator(["create", str(write_plan()), str(tmp_path / "file" / "study")]) == 1
+    error = capsys.readouterr().err
+    assert str(tmp_path / "file") in error
+    assert "do: " in error
+
+
 def test_too_few_hospitals_for_the_plan_are_told_before_anything_is_sent(
     hospitals: list[Path], write_plan: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
