@@ -6,11 +6,12 @@ Five hospitals hold FLAIR slices labelled "tumour" or "none" (see `--data`/READM
 Each trains under a `site.toml` of its own, written below `--work`; nothing is written to `--data`. The
 smallest, `tiny`, has one patient: its own policy refuses, and the study goes on without it. Compared are
 
-- each hospital alone, on its own patients,
+- each hospital alone, on its own patients, with the gradient steps that it does in the federation,
+- each hospital alone, with as many gradient steps as the whole federation does,
 - FedAvg and FedProx over the four that may train, through the real exchange, gate and ledgers,
-- pooled training, as if the images could be brought together,
+- pooled training, as if the images could be brought together, with as many gradient steps,
 
-all from the same first model and with the same number of gradient steps in all. Every final model is
+all from the same first model and with the same settings. Every final model is
 evaluated on every hospital's held-out patients. A seed decides the first model, the order of images, and
 which third of each hospital's patients is held out, because with eleven patients one split says little.
 Finished arms are kept, so the script can be stopped and run again. It writes `lgg.csv` (one row per arm, seed
@@ -46,6 +47,7 @@ from silos.visit import set_up
 
 TRAINING = ("north", "east", "south", "west")
 TINY = "tiny"
+LONG = "-long"  # alone, with the gradient steps of all
 
 LABELS = {
     "north": 'join = { SOPInstanceUID = "SOPInstanceUID" }\nvalue = "tumour"\nwords = { 1 = "tumour", 0 = "none" }',
@@ -235,12 +237,12 @@ def work_on(job: tuple[Arm, argparse.Namespace]) -> Path:
     task = tasks.task(plan.task)
     network = FlatNetwork(task.build(plan.seed))
     data = {name: set_up(Site.load(sites[name]), _agreement(plan)).data for name in TRAINING}
-    per_round = sum(options.epochs * -(-len(d.train.targets) // plan.training.batch_size) for d in data.values())
-    steps = options.rounds * per_round
+    batches = {name: -(-len(d.train.targets) // plan.training.batch_size) for name, d in data.items()}
+    steps = options.rounds * options.epochs * batches.get(arm.name, sum(batches.values()))
     if arm.name in ("fedavg", "fedprox"):
         model = federate(options.work / "studies" / arm.study, plan_path, list(sites.values()))
     else:
-        names = TRAINING if arm.name == "pooled" else (arm.name,)
+        names = TRAINING if arm.name == "pooled" else (arm.name.removesuffix(LONG),)
         model = train(plan, [data[name].train for name in names], steps, training.seed_for(arm.seed, arm.name))
     network.load(model)
     scores = {name: training.evaluate(network, task, d.held_out) for name, d in data.items()}
@@ -261,12 +263,12 @@ def _agreement(plan: Plan) -> Agreement:
 def arms(seeds: list[int]) -> Iterator[Arm]:
     """Every arm, the longest first."""
     for seed in seeds:
-        for name in ("fedavg", "fedprox", "pooled", *TRAINING):
+        for name in ("fedavg", "fedprox", "pooled", *(name + LONG for name in TRAINING), *TRAINING):
             yield Arm(name, seed)
 
 
 def write_results(results: list[Path], out: Path) -> bool:
-    """Write the CSV and the table; whether the federation was worth it."""
+    """Write the CSV and the table; whether the federation beats each alone and comes within 0.02 of pooled."""
     found = [json.loads(path.read_text()) for path in results]
     out.mkdir(parents=True, exist_ok=True)
     with open(out / "lgg.csv", "w", newline="") as file:
@@ -276,42 +278,41 @@ def write_results(results: list[Path], out: Path) -> bool:
             for hospital, score in item["scores"].items():
                 values = [f"{score[name]:.4f}" for name in ("auc", "accuracy", "loss")]
                 rows.writerow([item["arm"], item["seed"], item["steps"], hospital, *values])
-    order = [*TRAINING, "fedavg", "fedprox", "pooled"]
     means: dict[str, float] = {}
     lines = [
-        f"| trained on | {' | '.join(TRAINING)} | mean | sd over seeds |",
-        "|---|" + "---|" * (len(TRAINING) + 2),
+        f"| trained on | gradient steps | {' | '.join(TRAINING)} | mean | sd over seeds |",
+        "|---|---|" + "---|" * (len(TRAINING) + 2),
     ]
-    for name in order:
+    for name in (*TRAINING, *(name + LONG for name in TRAINING), "fedavg", "fedprox", "pooled"):
         mine = [item["scores"] for item in found if item["arm"] == name]
+        steps = statistics.mean(item["steps"] for item in found if item["arm"] == name)
         each = [statistics.mean(scores[h]["auc"] for scores in mine) for h in TRAINING]
         per_seed = [statistics.mean(scores[h]["auc"] for h in TRAINING) for scores in mine]
         means[name] = statistics.mean(per_seed)
         spread = statistics.stdev(per_seed) if len(per_seed) > 1 else float("nan")
-        label = f"{name} alone" if name in TRAINING else name
-        lines.append(f"| {label} | {' | '.join(f'{a:.3f}' for a in each)} | {means[name]:.3f} | {spread:.3f} |")
-    best = max(means[name] for name in TRAINING)
-    verdicts = {name: (means[name] > best, means["pooled"] - means[name] <= 0.02) for name in ("fedavg", "fedprox")}
+        label = f"{name.removesuffix(LONG)} alone" if name.removesuffix(LONG) in TRAINING else name
+        cells = " | ".join(f"{auc:.3f}" for auc in each)
+        lines.append(f"| {label} | {steps:.0f} | {cells} | {means[name]:.3f} | {spread:.3f} |")
+    best, best_long = (max(means[name + suffix] for name in TRAINING) for suffix in ("", LONG))
     seeds = sorted({item["seed"] for item in found})
-    steps = sorted(item["steps"] for item in found)
     text = [
         "# Real brain MR of five hospitals: AUC of tumour in slice, on each hospital's held-out patients",
         "",
-        f"Mean over seeds {', '.join(map(str, seeds))}, each with another split of the patients; "
-        f"{steps[0]} to {steps[-1]} gradient steps of 32 images in every arm. "
+        f"Mean over seeds {', '.join(map(str, seeds))}, each with another split of the patients; batches of 32 images. "
         "`tiny` (one patient) refused by its own policy in every federated round. Written by `scripts/lgg.py`.",
         "",
         *lines,
         "",
         *(
-            f"- {name}: {'above' if above else 'NOT above'} every hospital alone (best {best:.3f}), "
-            f"{means['pooled'] - means[name]:+.3f} below pooled ({'within' if within else 'NOT within'} 0.02)"
-            for name, (above, within) in verdicts.items()
+            f"- {name}: {means[name] - best:+.3f} to the best hospital alone with its own steps, "
+            f"{means[name] - best_long:+.3f} to the best alone with the steps of all, "
+            f"{means[name] - means['pooled']:+.3f} to pooled"
+            for name in ("fedavg", "fedprox")
         ),
     ]
     (out / "lgg.md").write_text("\n".join(text) + "\n")
     print("\n".join(text))
-    return all(above and within for above, within in verdicts.values())
+    return all(means[name] > best and means["pooled"] - means[name] <= 0.02 for name in ("fedavg", "fedprox"))
 
 
 def main() -> int:
