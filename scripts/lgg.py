@@ -1,6 +1,6 @@
 """Is it worth it? Real brain MR of five hospitals: alone, federated, and pooled, over several seeds.
 
-    python scripts/lgg.py --data ../shared/data/lgg --work work/lgg
+    python scripts/lgg.py --data ../shared/data/lgg --work lgg
 
 Five hospitals hold FLAIR slices labelled "tumour" or "none" (see `--data`/README.md for source and licence).
 Each trains under a `site.toml` of its own, written below `--work`; nothing is written to `--data`. The
@@ -320,7 +320,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="the five hospitals' folders; only read")
     parser.add_argument(
-        "--work", type=Path, default=Path("work/lgg"), help="sites, studies, caches (default: work/lgg)"
+        "--work", type=Path, default=Path("lgg"), help="sites, studies, caches (default: lgg)"
     )
     parser.add_argument("--out", type=Path, default=Path("scripts/results"), help="default: scripts/results")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
