@@ -319,9 +319,7 @@ def main() -> int:
     """Run every arm that is not done yet, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="the five hospitals' folders; only read")
-    parser.add_argument(
-        "--work", type=Path, default=Path("lgg"), help="sites, studies, caches (default: lgg)"
-    )
+    parser.add_argument("--work", type=Path, default=Path("lgg"), help="sites, studies, caches (default: lgg)")
     parser.add_argument("--out", type=Path, default=Path("scripts/results"), help="default: scripts/results")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--rounds", type=int, default=24)
