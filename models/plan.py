@@ -65,6 +65,7 @@ class Training(Settings):
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 16
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     learning_rate: Annotated[float, Field(gt=0, le=10)]
+    decay: Annotated[float, Field(gt=0, le=1)] = 1.0  # multiplies the learning rate after every round
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0  # sgd only
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
     mixed_precision: bool = False  # bfloat16 autocast, on CUDA only
@@ -74,6 +75,10 @@ class Training(Settings):
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give either epochs or steps")
         return self
+
+    def in_round(self, round_: int) -> Self:
+        """The same, with the learning rate of a round (from 1)."""
+        return self.model_copy(update={"learning_rate": self.learning_rate * self.decay ** (round_ - 1)})
 
 
 class Strategy(Settings):

@@ -112,6 +112,7 @@ epochs = {epochs}
 batch_size = 32
 optimizer = "adam"
 learning_rate = 0.004
+decay = 0.95
 
 [strategy]
 name = "{strategy}"
@@ -213,13 +214,14 @@ def federate(folder: Path, plan: Path, sites: list[Path]) -> Vector:
     return load_vector(outcome.model, outcome.digest)[1]
 
 
-def train(plan: Plan, parts: list[Prepared], steps: int, seed: int) -> Vector:
-    """Train in one place, from the same first model and for the same number of steps."""
+def train(plan: Plan, name: str, parts: list[Prepared], steps: int) -> Vector:
+    """Train in one place, from the same first model, with the same schedule and as many steps in each round."""
     task = tasks.task(plan.task)
     network = FlatNetwork(task.build(plan.seed))
     data = parts[0] if len(parts) == 1 else Together(parts)
-    length = plan.training.model_copy(update={"epochs": None, "steps": steps})
-    training.fit(network, task, data, length, mu=0.0, seed=seed)
+    for round_ in range(1, plan.rounds + 1):
+        length = plan.training.in_round(round_).model_copy(update={"epochs": None, "steps": steps})
+        training.fit(network, task, data, length, mu=0.0, seed=training.seed_for(plan.seed, name, round_))
     return network.weights.numpy().copy()
 
 
@@ -238,16 +240,16 @@ def work_on(job: tuple[Arm, argparse.Namespace]) -> Path:
     network = FlatNetwork(task.build(plan.seed))
     data = {name: set_up(Site.load(sites[name]), _agreement(plan)).data for name in TRAINING}
     batches = {name: -(-len(d.train.targets) // plan.training.batch_size) for name, d in data.items()}
-    steps = options.rounds * options.epochs * batches.get(arm.name, sum(batches.values()))
+    steps = options.epochs * batches.get(arm.name, sum(batches.values()))  # in a round
     if arm.name in ("fedavg", "fedprox"):
         model = federate(options.work / "studies" / arm.study, plan_path, list(sites.values()))
     else:
         names = TRAINING if arm.name == "pooled" else (arm.name.removesuffix(LONG),)
-        model = train(plan, [data[name].train for name in names], steps, training.seed_for(arm.seed, arm.name))
+        model = train(plan, arm.name, [data[name].train for name in names], steps)
     network.load(model)
     scores = {name: training.evaluate(network, task, d.held_out) for name, d in data.items()}
     result.parent.mkdir(parents=True, exist_ok=True)
-    result.write_text(json.dumps({"arm": arm.name, "seed": arm.seed, "steps": steps, "scores": scores}))
+    result.write_text(json.dumps({"arm": arm.name, "seed": arm.seed, "steps": steps * plan.rounds, "scores": scores}))
     print(
         f"{arm.name} seed {arm.seed}: mean AUC {statistics.mean(s['auc'] for s in scores.values()):.3f}",
         flush=True,
@@ -322,7 +324,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=Path("lgg"), help="sites, studies, caches (default: lgg)")
     parser.add_argument("--out", type=Path, default=Path("scripts/results"), help="default: scripts/results")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--rounds", type=int, default=24)
+    parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--epochs", type=int, default=2, help="local epochs in a round (default: 2)")
     parser.add_argument("--workers", type=int, default=2, help="arms trained at the same time (default: 2)")
     parser.add_argument("--only-write", action="store_true", help="write the hospitals and two studies, and stop")

@@ -94,7 +94,7 @@ def visit(
             network,
             bench.task,
             bench.data.train,
-            plan.training,
+            plan.training.in_round(order.round),
             mu=plan.strategy.mu,
             seed=training.seed_for(plan.seed, site.name, order.round),
             on_step=_named(progress, "training"),
