@@ -5,10 +5,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from models.console import FAILED, OK, human_bytes, progress, run_command, show_json, show_table
+from models.console import (
+    FAILED,
+    OK,
+    human_bytes,
+    log_service,
+    progress,
+    run_command,
+    show_json,
+    show_table,
+    stop_signal,
+)
 
 if TYPE_CHECKING:
     from aggregator.history import History
+    from aggregator.service.home import Home
+    from models.exchange.documents import Agreement
 
 # Flower takes a second to import, so a command imports what it needs when it runs.
 
@@ -24,20 +36,62 @@ def main(argv: Sequence[str] | None = None) -> int:
     create.add_argument("plan", type=Path, help="study.toml")
     create.add_argument("folder", type=Path, help="a new or empty folder")
     create.add_argument("--initial", type=Path, help="the first model (safetensors), where torch is not installed")
+    create.add_argument("--service", type=Path, metavar="HOME", help="sign its orders with this service's key")
     create.set_defaults(run=_create)
 
     run = commands.add_parser("run", help="run a study to its end, or go on with it after the last combined round")
     run.add_argument("study", type=Path, help="study folder")
-    run.add_argument(
-        "--local", type=Path, nargs="+", required=True, metavar="SITE.toml", help="hospitals on this machine"
-    )
+    where = run.add_mutually_exclusive_group(required=True)
+    where.add_argument("--local", type=Path, nargs="+", metavar="SITE.toml", help="with hospitals on this machine")
+    where.add_argument("--service", type=Path, metavar="HOME", help="over the network, by the service of this folder")
+    run.add_argument("--detach", action="store_true", help="over the network: do not wait for the end")
     _json(run)
     run.set_defaults(run=_run)
+
+    stop = commands.add_parser("stop", help="stop a study that runs over the network; `run` goes on with it")
+    stop.add_argument("study", type=Path, help="study folder")
+    stop.add_argument("--service", type=Path, metavar="HOME", required=True, help="service folder")
+    stop.set_defaults(run=_stop)
 
     show = commands.add_parser("show", help="show what was planned and what happened, round by round")
     show.add_argument("study", type=Path, help="study folder")
     _json(show)
     show.set_defaults(run=_show)
+
+    init = commands.add_parser("init", help="make a service folder: certificates, keys, and the file for the hospitals")
+    init.add_argument("home", type=Path, help="a new or empty folder")
+    init.add_argument("--address", metavar="HOST:PORT", help="what hospitals dial; needed for a new folder")
+    init.add_argument("--listen", metavar="HOST:PORT", help="where to listen (default: every interface, that port)")
+    init.add_argument("--also", nargs="+", default=[], metavar="NAME", help="more names and addresses of this machine")
+    init.add_argument("--name", default="aggregator", help="signs the orders; `coordinator` of study.toml")
+    init.add_argument("--require-certificates", action="store_true", help="hospitals must show a client certificate")
+    init.add_argument("--renew", action="store_true", help="only make the service's certificate anew")
+    init.set_defaults(run=_init)
+
+    invitation = commands.add_parser("invitation", help="show the file for the hospitals, and its fingerprint")
+    invitation.add_argument("home", type=Path, help="service folder")
+    invitation.set_defaults(run=_invitation)
+
+    serve = commands.add_parser("serve", help="serve the hospitals until stopped")
+    serve.add_argument("home", type=Path, help="service folder")
+    serve.add_argument("--log-json", action="store_true", help="log as JSON lines")
+    serve.set_defaults(run=_serve)
+
+    admit = commands.add_parser("admit", help="let a hospital in, from its enrolment file")
+    admit.add_argument("home", type=Path, help="service folder")
+    admit.add_argument("enrolment", type=Path, help="the hospital's NAME.enrolment.json")
+    admit.add_argument("--fingerprint", help="as the hospital read it out; another one is refused")
+    admit.set_defaults(run=_admit)
+
+    dismiss = commands.add_parser("dismiss", help="let a hospital in no more")
+    dismiss.add_argument("home", type=Path, help="service folder")
+    dismiss.add_argument("name", help="the hospital")
+    dismiss.set_defaults(run=_dismiss)
+
+    status = commands.add_parser("status", help="who is connected, and how far the studies are")
+    status.add_argument("home", type=Path, help="service folder")
+    _json(status)
+    status.set_defaults(run=_status)
     return run_command(parser, argv)
 
 
@@ -46,59 +100,181 @@ def _json(parser: argparse.ArgumentParser) -> None:
 
 
 def _create(arguments: argparse.Namespace) -> int:
+    from aggregator.service.home import Home
     from aggregator.study import Study
 
-    with Study.create(arguments.plan, arguments.folder, arguments.initial) as study:
+    key = Home.open(arguments.service).key_path if arguments.service else None
+    with Study.create(arguments.plan, arguments.folder, arguments.initial, key) as study:
         # What a hospital names in policy.studies to approve exactly this study.
         print(f"{study.plan.name}@{study.digest}")
     return OK
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from aggregator.history import read_study
+
+    run = _run_here if arguments.local else _run_there
+    run(arguments)
+    if arguments.detach:
+        return OK
+    agreement, history = read_study(arguments.study)
+    if arguments.json:
+        show_json(_as_json(agreement, history))
+    else:
+        show_history(history)
+        last = next(item.number for item in reversed(history.rounds) if not item.void)
+        print(f"model {arguments.study / 'models' / f'{last:03}.safetensors'}\nsha256 {history.rounds[-1].model}")
+    return OK if any(not item.void for item in history.rounds[1:]) else FAILED
+
+
+def _run_here(arguments: argparse.Namespace) -> None:
     from aggregator import LocalGrid, Study, run
 
     with Study.open(arguments.study) as study, LocalGrid(arguments.local) as grid, progress() as report:
         rounds = study.plan.rounds
-        outcome = run(study, grid, lambda history: report("rounds", len(history.rounds) - 1, rounds))
-    if arguments.json:
-        show_json(
-            {
-                "study": outcome.study,
-                "model": outcome.digest,
-                "rounds": [r.as_json() for r in outcome.history.rounds],
-            }
-        )
-    else:
-        show_history(outcome.history)
-        print(f"model {outcome.model}\nsha256 {outcome.digest}")
-    return OK if any(not item.void for item in outcome.history.rounds[1:]) else FAILED
+        run(study, grid, lambda history: report("rounds", len(history.rounds) - 1, rounds))
+
+
+def _run_there(arguments: argparse.Namespace) -> None:
+    from aggregator.service.home import Home
+    from aggregator.service.studies import follow, start
+
+    home = Home.open(arguments.service)
+    start(home, arguments.study)
+    if not arguments.detach:
+        with progress() as report:
+            follow(home, arguments.study, report)
+
+
+def _stop(arguments: argparse.Namespace) -> int:
+    from aggregator.service.home import Home
+    from aggregator.service.studies import stop
+
+    stop(Home.open(arguments.service), arguments.study)
+    return OK
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    from aggregator.history import read_history
-    from models.errors import ConfigError
-    from models.exchange.documents import Agreement
-    from models.ledger import Verifier, read
+    from aggregator.history import read_study
 
-    path = arguments.study / "agreement.json"
-    if not path.is_file():
-        raise ConfigError(f"{arguments.study}: is no study folder (it has no agreement.json)", "create the study first")
-    agreement = Agreement.decode(path.read_bytes())
-    opened = read(arguments.study / "ledger", Verifier.parse(agreement.coordinator_key))
-    history = read_history(opened.records, agreement.plan)
+    agreement, history = read_study(arguments.study)
     if arguments.json:
-        show_json(
-            {
-                "study": agreement.study,
-                "plan": agreement.plan.model_dump(mode="json"),
-                "rounds": [item.as_json() for item in history.rounds],
-            }
-        )
+        show_json(_as_json(agreement, history))
         return OK
     plan = agreement.plan
     print(f"{plan.name}@{agreement.study}\n{plan.purpose}")
     print(f"{plan.task.name} with {plan.task.network.name}, {plan.strategy.name}, {plan.rounds} rounds")
     show_history(history)
+    return OK
+
+
+def _as_json(agreement: "Agreement", history: "History") -> dict[str, object]:
+    return {
+        "study": agreement.study,
+        "plan": agreement.plan.model_dump(mode="json"),
+        "closed": history.closed,
+        "model": history.rounds[-1].model,
+        "rounds": [item.as_json() for item in history.rounds],
+    }
+
+
+def _init(arguments: argparse.Namespace) -> int:
+    from aggregator.service.home import Home
+    from models.errors import ConfigError
+
+    if arguments.renew:
+        home = Home.renew(arguments.home, arguments.also)
+        print(f"certified until {home.expires:%Y-%m-%d}")
+    elif arguments.address is None:
+        raise ConfigError("--address: is missing", "say what hospitals dial: --address HOST:PORT")
+    else:
+        home = Home.create(
+            arguments.home,
+            address=arguments.address,
+            listen=arguments.listen,
+            names=arguments.also,
+            name=arguments.name,
+            require_certificates=arguments.require_certificates,
+        )
+    return _show_invitation(home)
+
+
+def _invitation(arguments: argparse.Namespace) -> int:
+    from aggregator.service.home import Home
+
+    return _show_invitation(Home.open(arguments.home))
+
+
+def _show_invitation(home: "Home") -> int:
+    print(f"{home.invitation_path}\nfingerprint {home.invitation.fingerprint}")
+    print("Give this file to each hospital; both read the fingerprint out over the telephone.")
+    return OK
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from aggregator.service.home import Home
+    from aggregator.service.serve import serve
+
+    log_service(json_lines=arguments.log_json)
+    serve(Home.open(arguments.home), stop_signal())
+    return OK
+
+
+def _admit(arguments: argparse.Namespace) -> int:
+    from aggregator.service.admission import admit
+    from aggregator.service.home import Home
+
+    home = Home.open(arguments.home)
+    enrolment = admit(home, arguments.enrolment, arguments.fingerprint)
+    print(f"{enrolment.name} is admitted\nfingerprint {enrolment.fingerprint}")
+    if not arguments.fingerprint:
+        print(
+            f"Have the hospital read its fingerprint out; if it differs: intramural-aggregator dismiss {home.folder} "
+            f"{enrolment.name}"
+        )
+    print(
+        f"{home.folder / 'hospitals' / enrolment.name}.crt is its client certificate, to be sent to it where one "
+        "is required"
+    )
+    return OK
+
+
+def _dismiss(arguments: argparse.Namespace) -> int:
+    from aggregator.service.admission import dismiss
+    from aggregator.service.home import Home
+
+    dismiss(Home.open(arguments.home), arguments.name)
+    print(f"{arguments.name} is dismissed")
+    return OK
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from aggregator.service.home import Home
+    from aggregator.service.studies import status
+
+    found = status(Home.open(arguments.home))
+    if arguments.json:
+        show_json(found)
+        return OK
+    running = "runs" if found["serving"] else "does not run"
+    show_table(
+        f"{arguments.home}: the service {running}",
+        ("hospital", "node", "status", "since (UTC)"),
+        [(h["name"], h["node"], h["status"], h["since"]) for h in found["hospitals"]],
+    )
+    rows = [
+        (
+            s["name"],
+            s["state"],
+            f"{s['round']} of {s['rounds']}",
+            s["accepted"],
+            s["refused"],
+            human_bytes(s["bytes"]),
+            s["problem"],
+        )
+        for s in found["studies"]
+    ]
+    show_table("studies", ("study", "state", "round", "accepted", "refused", "shared", "problem"), rows)
     return OK
 
 

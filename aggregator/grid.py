@@ -1,5 +1,6 @@
 """What a study needs of its transport: Flower's Grid, and which hospital each node is."""
 
+from abc import abstractmethod
 from collections.abc import Mapping
 
 from flwr.serverapp import Grid
@@ -8,10 +9,9 @@ from models.ledger import Verifier
 
 
 class StudyGrid(Grid):
-    """A Flower Grid that knows its hospitals.
+    """A Flower Grid that knows its hospitals."""
 
-    Attributes:
-        roster: Each node's hospital, by node id.
-    """
-
-    roster: Mapping[int, Verifier]
+    @property
+    @abstractmethod
+    def roster(self) -> Mapping[int, Verifier]:
+        """Each hospital that may take part, by node id; it can grow and shrink while a study runs."""

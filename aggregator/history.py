@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from models.ledger import Event, Record
+from models.errors import ConfigError
+from models.exchange.documents import Agreement
+from models.ledger import Event, Record, Verifier, read
 from models.ledger.disk import publish
 from models.plan import Plan
 
@@ -66,10 +68,17 @@ class Round:
 
 @dataclass(frozen=True)
 class History:
-    """Every round of a study, the initial model first."""
+    """Every round of a study, the initial model first.
+
+    Attributes:
+        plan: What was planned.
+        rounds: What happened.
+        closed: Whether the study is over.
+    """
 
     plan: Plan
     rounds: list[Round]
+    closed: bool = False
 
     @property
     def silos(self) -> list[str]:
@@ -106,7 +115,22 @@ def read_history(records: Sequence[Record], plan: Plan) -> History:
             coming.nbytes += body.get("statement", {}).get("nbytes", 0)
         if record.event in _REFUSALS:
             coming.refused[_silo(body)] = "silent" if record.event == Event.SILO_SILENT else body["code"]
-    return History(plan, rounds)
+    return History(plan, rounds, closed=any(record.event == Event.STUDY_CLOSED for record in records))
+
+
+def read_study(folder: Path) -> tuple[Agreement, History]:
+    """Read a study folder without opening it for work; another process may be at work on it.
+
+    Raises:
+        ConfigError: It is no study folder.
+        LedgerError: Its ledger is not the one that was signed.
+    """
+    path = folder / "agreement.json"
+    if not path.is_file():
+        raise ConfigError(f"{folder}: is no study folder (it has no agreement.json)", "create the study first")
+    agreement = Agreement.decode(path.read_bytes())
+    records = read(folder / "ledger", Verifier.parse(agreement.coordinator_key)).records
+    return agreement, read_history(records, agreement.plan)
 
 
 def write_metrics(path: Path, history: History) -> None:

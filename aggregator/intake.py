@@ -23,7 +23,7 @@ from models.errors import (
 )
 from models.exchange.channel import Received
 from models.exchange.documents import Closing, Examples, Manifest, Refusal
-from models.exchange.spec import Spec, Vector
+from models.exchange.spec import Spec, Vector, norm
 from models.exchange.statement import Kind
 from models.plan import Plan
 
@@ -101,14 +101,14 @@ def _check_update(manifest: Manifest, vector: Vector | None, payload: str | None
     if not manifest.matches(spec):
         raise SpecMismatch("the manifest lists other arrays than the study's", detail="tensors")
     for listed, (_, part) in zip(manifest.tensors, spec.split(vector), strict=True):
-        if listed.bytes != part.nbytes or listed.sha256 != hashlib.sha256(part.tobytes()).hexdigest():
+        if listed.bytes != part.nbytes or listed.sha256 != hashlib.sha256(part.data).hexdigest():
             raise DigestMismatch(f"{listed.name} is not the array that the manifest lists", detail="tensor")
     if not np.isfinite(vector).all():
         nan = bool(np.isnan(vector).any())
         raise NotFinite("the update holds NaN or infinity", detail="nan" if nan else "infinite")
     if vector.nbytes > plan.max_bytes:
         raise TooLarge(f"{vector.nbytes} bytes are above max_bytes = {plan.max_bytes}", detail="bytes")
-    length = float(np.sqrt(np.sum(np.square(vector, dtype=np.float64))))
+    length = norm(vector)
     if length > plan.max_norm:
         raise TooLarge(f"a norm of {length:.3g} is above max_norm = {plan.max_norm}", detail="norm")
     if manifest.examples is None:

@@ -8,7 +8,7 @@ it over. A hospital whose app raises is answered for with an error; the others g
 """
 
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Self
@@ -34,9 +34,6 @@ class LocalGrid(StudyGrid):
     Args:
         sites: `site.toml` of each hospital.
 
-    Attributes:
-        roster: Each node's hospital, by node id.
-
     Raises:
         ConfigError: The hospital's side is not installed, or two sites have the same name.
     """
@@ -47,15 +44,15 @@ class LocalGrid(StudyGrid):
         self._nodes: dict[int, Any] = {}
         self._contexts: dict[int, Context] = {}
         self._pending: dict[str, Message] = {}
-        self.roster = roster = dict[int, Verifier]()
+        self._roster: dict[int, Verifier] = {}
         open_local = _hospital_side()
         try:
             for node_id, site in enumerate(sites, start=_AGGREGATOR + 1):
                 silo = open_local(site)
                 self._nodes[node_id] = silo
-                if silo.verifier.name in {known.name for known in roster.values()}:
+                if silo.verifier.name in {known.name for known in self._roster.values()}:
                     raise ConfigError(f"{site}: another site is named {silo.verifier.name!r} too", "rename one of them")
-                roster[node_id] = silo.verifier
+                self._roster[node_id] = silo.verifier
                 self._contexts[node_id] = Context(_RUN, node_id, dict(silo.node_config), RecordDict(), {})
         except BaseException:
             self.close()
@@ -71,6 +68,11 @@ class LocalGrid(StudyGrid):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def roster(self) -> Mapping[int, Verifier]:
+        """Each node's hospital, by node id."""
+        return self._roster
 
     @property
     def run(self) -> Run:

@@ -9,7 +9,7 @@ round is void and the old model stands.
 import functools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,12 +21,12 @@ from aggregator.grid import StudyGrid
 from aggregator.history import History, read_history, write_metrics
 from aggregator.intake import Asked
 from aggregator.strategy import Audited, Contribution
-from aggregator.study import Study
+from aggregator.study import Position, Study
 from models.errors import ConfigError, IntramuralError, Malformed, is_wire_code
 from models.exchange import wire
 from models.exchange.channel import Channel
 from models.exchange.documents import Manifest, Order, Refusal
-from models.exchange.spec import Vector, vector_digest
+from models.exchange.spec import vector_digest
 from models.exchange.statement import Kind, Statement
 from models.ledger import Entry, Event
 
@@ -35,7 +35,9 @@ log = logging.getLogger("intramural.aggregator")
 Visit = Literal["train", "evaluate", "close"]
 
 _MESSAGE_TYPE = {"train": MessageType.TRAIN, "evaluate": MessageType.EVALUATE, "close": MessageType.QUERY}
-_POLL = 0.2  # seconds between two looks for replies
+_POLL = (0.2, 2.0)  # seconds between two looks for replies, at first and at most
+_PATIENCE = 20  # a look for replies is due when a twentieth of the time waited so far has passed
+_GATHER = 10.0  # seconds that a run's first round waits for hospitals that are still connecting
 
 
 @dataclass(frozen=True)
@@ -90,33 +92,48 @@ class _Run:
                 f"min_silos: {study.plan.min_silos} are required, {len(grid.roster)} silos take part",
                 "let more silos take part, or lower min_silos in a new study",
             )
-        for silo in sorted(grid.roster.values(), key=lambda verifier: verifier.name):
-            study.enrol(silo)
-        self.channels = {
-            node: Channel(study.ledger, study.signer, silo, study.digest) for node, silo in grid.roster.items()
-        }
+        self.channels: dict[int, Channel] = {}
+        self.enrol()
+
+    def enrol(self) -> None:
+        """Open a channel to every hospital that was admitted since."""
+        study = self.study
+        for node, silo in sorted(self.grid.roster.items(), key=lambda item: item[1].name):
+            if node not in self.channels:
+                study.enrol(silo)
+                self.channels[node] = Channel(study.ledger, study.signer, silo, study.digest)
 
     def to_the_end(self, on_round: Callable[[History], None] | None) -> None:
         study, plan = self.study, self.plan
+        self.wait_for(len(self.channels), _GATHER)
         while (position := study.position).round < plan.rounds:
-            base = study.load_model(position.model, position.digest)
-            self.train(position.round + 1, base, position.digest)
+            self.train(position)
             history = read_history(study.ledger.records, plan)
             write_metrics(study.folder / "metrics.jsonl", history)
             if on_round:
                 on_round(history)
-        position, everyone = study.position, sorted(self.channels)
-        model = study.load_model(position.model, position.digest)
-        self.visit("evaluate", plan.rounds, position.digest, model, everyone)
-        self.visit("close", plan.rounds, position.digest, None, everyone)
+        self.visit("evaluate", plan.rounds, position, self.wait_for(0, 0))
+        self.visit("close", plan.rounds, position, self.wait_for(0, 0))
         study.ledger.append(Entry(Event.STUDY_CLOSED, {"model": position.digest}, study.digest, plan.rounds))
 
-    def train(self, round_: int, base: Vector, digest: str) -> None:
+    def wait_for(self, count: int, seconds: float, done: Collection[str] = ()) -> list[int]:
+        """The hospitals that are connected, once they and those that are done are so many or the time is over."""
+        deadline = time.monotonic() + seconds
+        while True:
+            self.enrol()
+            there = [node for node in self.grid.get_node_ids() if node in self.channels]
+            if len({*done, *map(self.name, there)}) >= count or time.monotonic() >= deadline:
+                return there
+            time.sleep(_POLL[0])
+
+    def train(self, position: Position) -> None:
         """One round: updates that are still missing are asked for, then all are combined."""
-        study, ledger = self.study, self.study.ledger
+        study, ledger, round_, digest = self.study, self.study.ledger, position.round + 1, position.digest
         accepted = self.accepted(round_, digest)
-        nodes = [node for node in self.strategy.choose(round_, self.grid) if self.name(node) not in accepted]
-        self.visit("train", round_, digest, base, nodes)
+        there = self.wait_for(self.plan.min_silos, self.plan.deadline, accepted)
+        chosen = self.strategy.choose(round_, self.grid)
+        nodes = [node for node in chosen if node in there and self.name(node) not in accepted]
+        self.visit("train", round_, position, nodes)
         accepted = self.accepted(round_, digest)
         names = {self.name(node) for node in self.channels}
         excluded = sorted(names - set(accepted))
@@ -131,6 +148,7 @@ class _Run:
             log.warning("round %d is void: %d of %d required updates", round_, len(accepted), self.plan.min_silos)
             study.drop_updates(round_)
             return
+        base = functools.partial(study.load_model, position.model, digest)
         model = self.strategy.combine(round_, base, [item.contribution for item in accepted.values()])
         output = vector_digest(study.spec.digest, model)
         study.save_model(round_, model)
@@ -147,10 +165,30 @@ class _Run:
         ledger.append(Entry(Event.AGGREGATED, body, study.digest, round_))
         study.drop_updates(round_)
 
-    def visit(self, visit: Visit, round_: int, base: str, model: Vector | None, nodes: list[int]) -> None:
+    def visit(self, visit: Visit, round_: int, position: Position, nodes: list[int]) -> None:
         """Send an order to each node and take in what comes back; each reply ends as one ledger line."""
-        order = Order(agreement=self.study.agreement, round=round_, visit=visit, base=base)
-        array = None if model is None else wire.pack_vector(model)
+        waiting = self.send(visit, round_, position, nodes)
+        started = time.monotonic()
+        while waiting:
+            for reply in self.grid.pull_messages(list(waiting)):
+                expected = waiting.pop(reply.metadata.reply_to_message_id, None)
+                if expected:
+                    self.take(reply, *expected)
+            waited = time.monotonic() - started
+            if waited > self.plan.deadline:
+                break
+            if waiting:
+                time.sleep(min(max(waited / _PATIENCE, _POLL[0]), _POLL[1]))
+        for node, asked in waiting.values():
+            self.silent(node, asked)
+
+    def send(self, visit: Visit, round_: int, position: Position, nodes: list[int]) -> "dict[str, tuple[int, Asked]]":
+        """Send an order to each node; what is waited for, by Flower's number of the message."""
+        order = Order(agreement=self.study.agreement, round=round_, visit=visit, base=position.digest)
+        array = model = None
+        if visit != "close":
+            array = wire.pack_vector(self.study.load_model(position.model, position.digest))
+            model = wire.unpack_vector(array, self.study.spec.size)  # a view: one model is in memory, not two
         waiting: dict[str, tuple[int, Asked]] = {}
         for node in sorted(nodes, key=self.name):
             envelope = self.channels[node].offer(
@@ -160,24 +198,15 @@ class _Run:
                 spec=None if model is None else self.study.spec.digest,
                 vector=model,
             )
-            asked = Asked(visit, round_, self.channels[node].sent[-1], base)
-            message = Message(wire.pack(envelope, array), node, _MESSAGE_TYPE[visit], group_id=str(round_))
+            asked = Asked(visit, round_, self.channels[node].sent[-1], position.digest)
+            records = wire.pack(envelope, array)
+            message = Message(records, node, _MESSAGE_TYPE[visit], group_id=str(round_), ttl=self.plan.deadline)
             for message_id in self.grid.push_messages([message]):
-                waiting[message_id] = (node, asked)
-        deadline = time.monotonic() + self.plan.deadline
-        while waiting:
-            for reply in self.grid.pull_messages(list(waiting)):
-                expected = waiting.pop(reply.metadata.reply_to_message_id, None)
-                if expected:
-                    self.take(reply, *expected)
-            if waiting and time.monotonic() > deadline:
-                break
-            if waiting:
-                time.sleep(_POLL)
-        for node, asked in waiting.values():
-            log.warning("round %d: %s is silent", round_, self.name(node))
-            body = {"silo": self.name(node), "order": asked.order}
-            self.study.ledger.append(Entry(Event.SILO_SILENT, body, self.study.digest, round_))
+                if message_id:
+                    waiting[message_id] = (node, asked)
+                else:  # the node is gone
+                    self.silent(node, asked)
+        return waiting
 
     def take(self, reply: Message, node: int, asked: Asked) -> None:
         """Take in one reply: accepted, refused by the silo, or rejected here; never an exception."""
@@ -208,6 +237,12 @@ class _Run:
             log.warning("round %d: %s refuses: %s", asked.round, name, document.code)
             facts = {"code": document.code}
         channel.accept(received, facts)
+
+    def silent(self, node: int, asked: Asked) -> None:
+        """Write down that an order was not answered in time."""
+        log.warning("round %d: %s is silent", asked.round, self.name(node))
+        body = {"silo": self.name(node), "order": asked.order}
+        self.study.ledger.append(Entry(Event.SILO_SILENT, body, self.study.digest, asked.round))
 
     def reject(self, name: str, asked: Asked, code: str) -> None:
         """Write down a reply that cannot even be traced to its sender."""

@@ -5,8 +5,8 @@ between, orders and updates travel by the exchange and never by the strategy, so
 signatures, intake and ledger without knowing of them.
 
 The strategy is given the weighted mean as one reply: the mean is taken here, in silo order and in
-constant memory, and Flower's own mean of one reply is that reply. That is right for FedAvg and FedProx,
-the strategies that a plan can name.
+constant memory. FedAvg's own mean of one reply is that reply, so a strategy that leaves it at FedAvg's, as
+FedProx does, is not asked: it would make three more copies of the model to say the same.
 """
 
 from collections.abc import Callable, Sequence
@@ -60,12 +60,12 @@ class Audited:
         messages = self._strategy.configure_train(round_, ArrayRecord(), ConfigRecord(), grid)
         return sorted(message.metadata.dst_node_id for message in messages)
 
-    def combine(self, round_: int, base: Vector, contributions: Sequence[Contribution]) -> Vector:
+    def combine(self, round_: int, base: Callable[[], Vector], contributions: Sequence[Contribution]) -> Vector:
         """Ask the strategy for the next model.
 
         Args:
             round_: The study's round, from 1.
-            base: The round's model, `(n,)` float32.
+            base: Reads the round's model, `(n,)` float32.
             contributions: At least one; taken in order of silo name.
 
         Returns:
@@ -73,7 +73,9 @@ class Audited:
         """
         ordered = sorted(contributions, key=lambda contribution: contribution.silo)
         mean = weighted_mean([c.weight for c in ordered], (c.load() for c in ordered))
-        mean += base
+        mean += base()
+        if type(self._strategy).aggregate_train is FedAvg.aggregate_train:
+            return mean
         reply = RecordDict(
             {
                 ARRAYS: ArrayRecord({VECTOR: pack_vector(mean)}),
@@ -84,7 +86,7 @@ class Audited:
         arrays, _ = self._strategy.aggregate_train(round_, [message])
         if arrays is None:
             raise ConfigError(f"strategy: {type(self._strategy).__name__} gave no model for round {round_}")
-        return unpack_vector(arrays[VECTOR], base.size)
+        return unpack_vector(arrays[VECTOR], mean.size)
 
 
 def build(plan: Plan) -> Audited:

@@ -23,7 +23,7 @@ from models.errors import ConfigError, DigestMismatch, IntramuralError, Malforme
 from models.exchange.documents import Agreement
 from models.exchange.spec import Spec, Vector, load_vector, save_vector, vector_digest
 from models.ledger import Entry, Event, Ledger, Signer, Verifier
-from models.ledger.disk import publish, rename
+from models.ledger.disk import create, publish, rename
 from models.plan import Plan
 
 
@@ -67,7 +67,13 @@ class Study:
         )
 
     @classmethod
-    def create(cls, plan: Path | str, folder: Path | str, initial: Path | str | None = None) -> Self:
+    def create(
+        cls,
+        plan: Path | str,
+        folder: Path | str,
+        initial: Path | str | None = None,
+        key: Path | None = None,
+    ) -> Self:
         """Make a study folder.
 
         Args:
@@ -75,20 +81,33 @@ class Study:
             folder: Must not exist, or be empty.
             initial: The first model as safetensors; by default the network is built here, which needs
                 torch and MONAI.
+            key: The private key that is to sign the study's orders, which hospitals know already; the study
+                gets a copy. By default it gets a key of its own.
 
         Raises:
-            ConfigError: The plan is wrong, the folder is taken, or the network cannot be built here.
+            ConfigError: The plan is wrong, the folder is taken, the key is another party's, or the network
+                cannot be built here.
         """
         plan_path, folder = Path(plan), Path(folder)
         content = Plan.load(plan_path)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ConfigError(f"{folder}: exists already", "open it, or choose another folder; nothing is overwritten")
         spec, vector = load_vector(Path(initial)) if initial else _initial_model(content)
+        if key is not None and Signer.load(key).name != content.coordinator:
+            raise ConfigError(
+                f"{plan_path}: coordinator: is {content.coordinator!r}, the key is of {Signer.load(key).name!r}",
+                "name the coordinator in the plan as the service does",
+            )
         draft = folder.with_name(f".{folder.name}.part")
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
         (draft / "models").mkdir()
-        signer = Signer.create(draft / "aggregator.key", content.coordinator)
+        if key is None:
+            signer = Signer.create(draft / "aggregator.key", content.coordinator)
+        else:
+            signer = Signer.load(key)
+            create(draft / "aggregator.key", key.read_bytes(), 0o600)
+            create(draft / "aggregator.pub", f"{signer.vkey}\n".encode())
         agreement = Agreement(
             plan=content,
             coordinator_key=signer.vkey,

@@ -8,12 +8,16 @@ import argparse
 import json
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -74,6 +78,35 @@ def _quiet_libraries() -> None:
     logging.getLogger("flwr").setLevel(logging.ERROR)
 
 
+def log_service(*, json_lines: bool) -> None:
+    """Let a service talk of what it does, on stderr: a line of text or a JSON object each."""
+    formatter = _JsonLines() if json_lines else logging.Formatter("%(asctime)s %(levelname).1s %(name)s: %(message)s")
+    logging.getLogger("intramural").setLevel(min(logging.INFO, logging.getLogger().level))
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(formatter)
+
+
+class _JsonLines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["error"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def stop_signal() -> threading.Event:
+    """An event that is set when this process is asked to end (SIGTERM, or Ctrl-C)."""
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    return stopping
+
+
 def show_json(value: Any) -> None:
     """Print a value as JSON."""
     print(json.dumps(value, indent=2, sort_keys=True, default=str))
@@ -84,7 +117,7 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[objec
     console = Console(width=None if sys.stdout.isatty() else 160)
     table = Table(*columns, title=title, title_justify="left", title_style="bold")
     for row in rows:
-        table.add_row(*("" if cell is None else str(cell) for cell in row))
+        table.add_row(*("" if cell is None else escape(str(cell)) for cell in row))
     console.print(table)
 
 

@@ -14,7 +14,9 @@
     │   ├── DigestMismatch       the bytes are not those of the declared digest
     │   ├── NotFinite            NaN or infinity
     │   ├── TooLarge             more bytes, or a longer step, than agreed
-    │   └── BadWeight            an impossible number of examples
+    │   ├── BadWeight            an impossible number of examples
+    │   └── BundleRefused        the bundle that came with an order is not the one without code
+    ├── Interrupted          the process at work on an order was killed more than once
     └── LedgerError          the record cannot be kept, so the work stops
         ├── NotAppended          a line could not be made durable
         ├── Rewritten            the past is not what was signed
@@ -72,6 +74,7 @@ class Rule(StrEnum):
 
     STUDY_NOT_APPROVED = "study-not-approved"
     STUDY_CHANGED = "study-changed"
+    STUDY_REVOKED = "study-revoked"
     TASK = "task-not-allowed"
     MIN_PATIENTS = "too-few-patients"
     MAX_ROUNDS = "round-limit"
@@ -105,7 +108,10 @@ DETAILS = frozenset(
         "address",
         "bytes",
         "broadcastable",
+        "code",
+        "component",
         "declared",
+        "digest",
         "document",
         "dtype",
         "fields",
@@ -214,6 +220,18 @@ class BadWeight(ProtocolError):  # noqa: N818
     """An impossible number of examples."""
 
     code = "bad-weight"
+
+
+class BundleRefused(ProtocolError):  # noqa: N818
+    """A Flower bundle that is not the one without code."""
+
+    code = "bundle"
+
+
+class Interrupted(IntramuralError):  # noqa: N818
+    """Whoever was at work on an order was killed, again and again."""
+
+    code = "interrupted"
 
 
 class LedgerError(IntramuralError):

@@ -22,6 +22,8 @@ log = logging.getLogger("intramural.silo")
 
 SITE = "site"  # the node_config key that holds the path of site.toml
 
+AGAIN = "again"  # the node_config key that is true when the message was begun before, by a process that was killed
+
 _ERROR = 2  # Flower's code for "the ClientApp raised"; the word behind it is ours
 
 _open: dict[Path, Silo] = {}  # one open silo per site.toml: the ledger has one writer
@@ -50,7 +52,7 @@ def query(message: Message, context: Context) -> Message:
 def _answer(message: Message, context: Context) -> Message:
     try:
         silo = silo_of(context)
-        envelope = silo.answer(wire.unpack(message.content))
+        envelope = silo.answer(wire.unpack(message.content), again=context.node_config.get(AGAIN) is True)
         return Message(wire.pack(envelope), reply_to=message)
     except Exception as error:  # the boundary: no text of any exception may pass
         code = error.wire_code if isinstance(error, IntramuralError) else IntramuralError.code

@@ -1,39 +1,32 @@
 """Whether a hospital is ready: each thing that can be wrong, looked at in turn, with what to do about it."""
 
+import os
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from models import tasks
 from models.console import Report, human_bytes
-from models.errors import DataError, IntramuralError
+from models.errors import ConfigError, DataError, IntramuralError
 from models.ledger import read
 from models.plan import Plan
-from silos import cohort
+from models.tasks.flat import FlatNetwork
+from silos import cohort, decisions
 from silos.cohort import Cohort
 from silos.config import Site
+from silos.connection import check_connection
 from silos.dicom.decode import read_image
+from silos.finding import Finding, look
+from silos.training import device_for
 from silos.visit import load_signer, scan_site
 
 _SAMPLE = 8  # images decoded, spread over the cohort
 _SPACE = 10**9  # bytes of the work folder's disk
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at.
-
-    Attributes:
-        what: What.
-        ok: Whether it is as it must be.
-        found: What was found.
-        fix: What to do; empty if nothing.
-    """
-
-    what: str
-    ok: bool
-    found: str
-    fix: str = ""
+_MEMORY = 2 * 10**9  # bytes: torch and its libraries take a quarter of it, a small network and its images the rest
 
 
 def check_site(path: Path, plan: Plan | None, progress: Report | None = None) -> list[Finding]:
@@ -50,25 +43,25 @@ def check_site(path: Path, plan: Plan | None, progress: Report | None = None) ->
         return [Finding("configuration", False, str(error), error.hint)]
     findings = [Finding("configuration", True, f"{site.name}, {len(site.policy.studies)} studies allowed")]
     findings += [
-        _try("key", lambda: _key(site)),
-        _try("disk", lambda: _disk(site)),
-        _try("ledger", lambda: _ledger(site)),
+        look("key", lambda: _key(site)),
+        look("disk", lambda: _disk(site)),
+        look("memory", _memory),
+        look("device", lambda: _device(site)),
+        look("ledger", lambda: _ledger(site)),
+        *check_connection(site),
+        look("policy", lambda: _policy(site)),
     ]
     if plan is not None:
-        findings.append(_study(site, plan))
+        findings.append(look("policy for the study", lambda: _study(site, plan)))
     found: list[Cohort] = []
-    findings.append(_try("images and labels", lambda: _cohort(site, plan, found, progress)))
+    findings.append(look("images and labels", lambda: _cohort(site, plan, found, progress)))
     if found:
+        images: list[npt.NDArray[np.float32]] = []
         findings += _split(site, found[0])
-        findings.append(_sample(site, found[0]))
+        findings.append(_sample(site, found[0], images))
+        if plan is not None and images:
+            findings.append(look("a batch through the network", lambda: _batch(site, plan, images)))
     return findings
-
-
-def _try(what: str, look: Callable[[], str]) -> Finding:
-    try:
-        return Finding(what, True, look())
-    except IntramuralError as error:
-        return Finding(what, False, str(error), error.hint)
 
 
 def _key(site: Site) -> str:
@@ -83,6 +76,43 @@ def _disk(site: Site) -> str:
     return f"{human_bytes(free)} free"
 
 
+def _memory() -> str:
+    total, available = _linux_memory() or (os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),) * 2
+    found = f"{human_bytes(available)} available of {human_bytes(total)}"
+    if available < _MEMORY:
+        raise DataError(found, f"end other programs, or add memory: {human_bytes(_MEMORY)} is the least")
+    return found
+
+
+def _linux_memory() -> tuple[int, int] | None:
+    """Total and available bytes, of the container where it has less than the machine; None on other systems."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        sizes = {key: int(value.split()[0]) * 1024 for key, value in (line.split(":", 1) for line in lines)}
+        total, available = sizes["MemTotal"], sizes["MemAvailable"]
+    except (OSError, KeyError, ValueError, IndexError):
+        return None
+    try:
+        group = Path("/sys/fs/cgroup")
+        limit = int((group / "memory.max").read_text())  # "max" where there is none
+        used = int((group / "memory.current").read_text())
+    except (OSError, ValueError):
+        return total, available
+    return min(total, limit), min(available, max(0, limit - used))
+
+
+def _device(site: Site) -> str:
+    if site.run.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            'run.device: is "cuda", but torch sees no CUDA device',
+            'install the driver and a torch with CUDA, or write device = "auto"',
+        )
+    device = device_for(site.run.device)
+    if device.type == "cuda":
+        return f"GPU: {torch.cuda.get_device_name(device)}"
+    return f"CPU, {site.run.threads} of {os.cpu_count()} threads"
+
+
 def _ledger(site: Site) -> str:
     folder = site.run.work / "ledger"
     if not folder.exists():
@@ -90,22 +120,41 @@ def _ledger(site: Site) -> str:
     return f"{read(folder, load_signer(site).verifier).head.size} lines, intact"
 
 
-def _study(site: Site, plan: Plan) -> Finding:
-    names = {entry.partition("@")[0] for entry in site.policy.studies}
+def _policy(site: Site) -> str:
+    policy, approved = site.policy, _approved(site)
+    empty = [f"policy.{key}" for key in ("tasks", "metrics") if not getattr(policy, key)]
+    if empty:
+        raise ConfigError(f"{' and '.join(empty)}: nothing is allowed", "name in [policy] what the hospital allows")
+    if not policy.studies and not approved:
+        raise ConfigError(
+            "no study is allowed: none is approved, and policy.studies names none",
+            "approve one (intramural-silo approve), or name it in policy.studies",
+        )
+    studies = ", ".join(sorted({entry.partition("@")[0] for entry in policy.studies} | approved))
+    return f"{studies}: {', '.join(policy.tasks)}; {', '.join(policy.metrics)}; from {policy.min_patients} patients on"
+
+
+def _approved(site: Site) -> set[str]:
+    """Names of the studies that people approved and did not revoke since; none while there is no key."""
+    if not site.key.exists():
+        return set()
+    return {name for name, yes in decisions.latest(site, load_signer(site).verifier).values() if yes}
+
+
+def _study(site: Site, plan: Plan) -> str:
+    policy = site.policy
+    names = {entry.partition("@")[0] for entry in policy.studies} | _approved(site)
     problems = [
-        (plan.name not in names, f"policy.studies does not name {plan.name!r}"),
-        (plan.task.name not in site.policy.tasks, f"policy.tasks does not name {plan.task.name!r}"),
-        (
-            plan.rounds > site.policy.max_rounds,
-            f"policy.max_rounds is below the {plan.rounds} rounds of the plan",
-        ),
+        (plan.name not in names, f"{plan.name!r} is not approved, and policy.studies does not name it"),
+        (plan.task.name not in policy.tasks, f"policy.tasks does not name {plan.task.name!r}"),
+        (plan.rounds > policy.max_rounds, f"policy.max_rounds is below the {plan.rounds} rounds of the plan"),
     ]
     found = [text for wrong, text in problems if wrong]
-    withheld = sorted(set(plan.metrics) - set(site.policy.metrics))
-    note = f"; {', '.join(withheld)} would be withheld" if withheld else ""
     if found:
-        return Finding("policy for the study", False, "; ".join(found), "allow it in [policy] if the hospital agrees")
-    return Finding("policy for the study", True, f"{plan.name} is allowed{note}")
+        raise ConfigError("; ".join(found), "approve the study, and allow the rest in [policy], if the hospital agrees")
+    withheld = sorted(set(plan.metrics) - set(policy.metrics))
+    note = f"; {', '.join(withheld)} would be withheld" if withheld else ""
+    return f"{plan.name} is allowed{note}"
 
 
 def _cohort(site: Site, plan: Plan | None, found: list[Cohort], progress: Report | None) -> str:
@@ -137,14 +186,47 @@ def _split(site: Site, matched: Cohort) -> list[Finding]:
     return findings
 
 
-def _sample(site: Site, matched: Cohort) -> Finding:
+def _sample(site: Site, matched: Cohort, images: list[npt.NDArray[np.float32]]) -> Finding:
     paths = list(matched.cases["path"])[:: max(1, len(matched.cases) // _SAMPLE)][:_SAMPLE]
     failed = []
     for path in paths:
         try:
-            read_image(site.data.root / path)
+            images.append(read_image(site.data.root / path))
         except DataError as error:
             failed.append(str(error))
     if failed:
         return Finding("pixels", False, f"{len(failed)} of {len(paths)} images: {failed[0]}", "see the file named here")
     return Finding("pixels", True, f"a sample of {len(paths)} images was decoded")
+
+
+def _batch(site: Site, plan: Plan, images: list[npt.NDArray[np.float32]]) -> str:
+    """One step of training but for the step: a full batch of the sample, there and back."""
+    task = tasks.task(plan.task)
+    count = plan.training.batch_size
+    rows = np.stack([task.prepare(image) for image in images])[np.arange(count) % len(images)]
+    torch.set_num_threads(site.run.threads)
+    try:
+        network = FlatNetwork(task.build(plan.seed), device_for(site.run.device))
+        batch = torch.from_numpy(rows).to(network.weights.device)
+        targets = torch.arange(count, device=batch.device) % len(plan.task.classes)
+        began = time.perf_counter()
+        loss = task.loss(network.module.train()(batch), targets)
+        loss.backward()  # type: ignore[no-untyped-call]
+        gradient = float(network.gradient.norm())  # waits for a GPU to finish
+    except RuntimeError as error:  # torch's word for too little memory, too
+        raise DataError(
+            f"{plan.task.network.name}: a batch of {count} fails: {error}",
+            "free memory, or ask the coordinator for a smaller batch_size",
+        ) from error
+    seconds = time.perf_counter() - began
+    if not np.isfinite(gradient):
+        raise DataError(f"{plan.task.network.name}: the gradient is not finite", "look at the images' values")
+    size = 4 * network.spec.size
+    limit = min(site.policy.max_bytes, plan.max_bytes)
+    if size > limit:
+        raise ConfigError(
+            f"an update has {human_bytes(size)}, the limit is {human_bytes(limit)}",
+            "raise policy.max_bytes if the hospital agrees, or ask the coordinator about the plan's max_bytes",
+        )
+    parameters = sum(part.numel() for part in network.module.parameters())
+    return f"{count} images in {seconds:.2f} s; {parameters:,} parameters, {human_bytes(size)} per update"

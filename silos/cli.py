@@ -6,9 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from models.console import FAILED, OK, human_bytes, progress, run_command, show_json, show_table
+from models.console import (
+    FAILED,
+    OK,
+    human_bytes,
+    log_service,
+    progress,
+    run_command,
+    show_json,
+    show_table,
+    stop_signal,
+)
 
 if TYPE_CHECKING:
+    from silos.approvals import Approval
     from silos.config import Site
 
 # torch and MONAI take seconds to import, so a command imports what it needs when it runs.
@@ -55,6 +66,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     released.add_argument("site", type=Path, help="site.toml")
     _json(released)
     released.set_defaults(run=_released)
+
+    join = commands.add_parser("join", help="make this hospital's keys and the public file that enrols it")
+    join.add_argument("site", type=Path, help="site.toml")
+    _json(join)
+    join.set_defaults(run=_join)
+
+    approve = commands.add_parser("approve", help="say in words what a study asks, and record this hospital's yes")
+    approve.add_argument("site", type=Path, help="site.toml")
+    approve.add_argument("agreement", type=Path, help="the study's agreement.json, from its coordinator")
+    approve.add_argument("--show", action="store_true", help="only say what is asked; record nothing")
+    _json(approve)
+    approve.set_defaults(run=_approve)
+
+    revoke = commands.add_parser("revoke", help="take this hospital's yes to a study back")
+    revoke.add_argument("site", type=Path, help="site.toml")
+    revoke.add_argument("study", help="its name or digest")
+    _json(revoke)
+    revoke.set_defaults(run=_revoke)
+
+    run = commands.add_parser("run", help="take part: keep the hospital's service running until stopped")
+    run.add_argument("site", type=Path, help="site.toml")
+    run.add_argument("--log-json", action="store_true", help="log as JSON lines")
+    run.set_defaults(run=_run)
 
     initial = commands.add_parser("initial", help="write a study's first model, for a coordinator without torch")
     initial.add_argument("study", type=Path, help="study.toml")
@@ -199,6 +233,65 @@ def _released(arguments: argparse.Namespace) -> int:
     ]
     show_table(f"{site.name}: {len(found)} messages left", columns, rows)
     return OK
+
+
+def _join(arguments: argparse.Namespace) -> int:
+    from silos.enrolment import invitation, join, node_files
+
+    site = _site(arguments.site)
+    enrolment, path = join(site), node_files(site).enrolment
+    coordinator = invitation(site) if site.run.coordinator else None
+    if arguments.json:
+        known = coordinator and {"name": coordinator.name, "fingerprint": coordinator.fingerprint}
+        show_json({"enrolment": str(path), "fingerprint": enrolment.fingerprint, "coordinator": known})
+        return OK
+    print(path)
+    print(f"read out to the coordinator:   {enrolment.fingerprint}")
+    if coordinator:
+        print(f"{coordinator.name} must read out to you: {coordinator.fingerprint}")
+    return OK
+
+
+def _approve(arguments: argparse.Namespace) -> int:
+    from silos.approvals import approve
+    from silos.proposal import explain, read_agreement
+
+    site = _site(arguments.site)
+    rows = explain(site, read_agreement(arguments.agreement))
+    if not arguments.json:
+        show_table(f"{site.name}: what the study asks", ("what", "value"), rows)
+    decided = [] if arguments.show else [approve(site, arguments.agreement)]
+    if arguments.json:
+        show_json({"asked": [list(row) for row in rows], "decided": [vars(item) for item in decided]})
+    else:
+        _tell(decided)
+    return OK
+
+
+def _revoke(arguments: argparse.Namespace) -> int:
+    from silos.approvals import revoke
+
+    decided = revoke(_site(arguments.site), arguments.study)
+    if arguments.json:
+        show_json([vars(item) for item in decided])
+    else:
+        _tell(decided)
+    return OK
+
+
+def _tell(decided: "list[Approval]") -> None:
+    for item in decided:
+        done = "approved" if item.action == "approve" else "revoked"
+        print(f"{done} {item.name}@{item.study}")
+        if not item.recorded:
+            print("The silo that runs writes it into its ledger before its next order.")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from silos.service import run_service
+
+    log_service(json_lines=arguments.log_json)
+    return run_service(arguments.site, stop_signal(), arguments.log_json)
 
 
 def _initial(arguments: argparse.Namespace) -> int:

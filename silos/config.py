@@ -49,7 +49,7 @@ class Data(Settings):
 class Policy(Settings):
     """What may leave this hospital."""
 
-    studies: list[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}(@[0-9a-f]{64})?$")]]
+    studies: list[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}(@[0-9a-f]{64})?$")]] = []
     tasks: list[str]
     metrics: list[MetricName]
     min_patients: Annotated[int, Field(ge=1)]
@@ -70,6 +70,9 @@ class Run(Settings):
     work: LocalPath
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Annotated[int, Field(ge=1)] = 1
+    coordinator: LocalPath | None = None  # its invitation; without one, simulations only
+    certificate: LocalPath | None = None  # of client.key, where the coordinator demands one
+    runtime_port: Annotated[int, Field(ge=1024, le=65535)] | None = None  # of the SuperNode; a free one if absent
 
 
 class Site(Settings):

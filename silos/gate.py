@@ -15,8 +15,8 @@ import numpy as np
 
 from models.errors import IntramuralError, PolicyError, Rule, Unusable
 from models.exchange.documents import Agreement, Examples, Filter, Manifest, Privacy, Refusal, Tensor
-from models.exchange.spec import Spec, Vector, vector_digest
-from models.plan import MetricName
+from models.exchange.spec import Spec, Vector, norm, vector_digest
+from models.plan import MetricName, Plan
 from silos import privacy
 from silos.config import Policy
 
@@ -57,41 +57,67 @@ class Release:
     vector: Vector | None
 
 
-def permit(policy: Policy, agreement: Agreement, approved: str | None, rounds_done: int) -> None:
+@dataclass(frozen=True)
+class Standing:
+    """What this hospital said before of the studies of one name, each by its digest.
+
+    Attributes:
+        first: The first that was let in, by whomever.
+        approved: Those of which a person's yes is the newest word.
+        revoked: Those of which a no is the newest word.
+    """
+
+    first: str | None = None
+    approved: frozenset[str] = frozenset()
+    revoked: frozenset[str] = frozenset()
+
+
+def permit(policy: Policy, agreement: Agreement, said: Standing | None, rounds_done: int) -> None:
     """Whether an order under this agreement may be followed.
+
+    A person's word on exactly this study decides. Where nobody said anything, `policy.studies` does.
 
     Args:
         policy: This hospital's.
         agreement: What the order comes with.
-        approved: Digest of the agreement approved before under this study's name, if any.
+        said: What was said before of studies of this name, if anything.
         rounds_done: Rounds of this study that this hospital already released, this one excluded.
 
     Raises:
         PolicyError: It may not.
     """
-    plan, study = agreement.plan, agreement.study
-    entries = [entry.partition("@") for entry in policy.studies]
-    digests = [pinned for name, _, pinned in entries if name == plan.name]
-    if not digests:
+    plan, study, said = agreement.plan, agreement.study, said or Standing()
+    if study in said.revoked:
         raise PolicyError(
-            Rule.STUDY_NOT_APPROVED,
-            f"policy.studies: does not name {plan.name!r}",
-            f'to take part, add "{plan.name}@{study}" to policy.studies',
+            Rule.STUDY_REVOKED,
+            f"study {plan.name}@{study} was revoked here",
+            "to take part again, approve it again: intramural-silo approve SITE.toml AGREEMENT.json",
         )
-    pinned = [value for value in digests if value]
-    allowed = pinned or ([approved] if approved else [study])
-    if study not in allowed:
-        raise PolicyError(
-            Rule.STUDY_CHANGED,
-            f"study {plan.name!r} has digest {study}, approved was {allowed[0]}",
-            "ask the coordinator what changed; to approve it, name the new digest in policy.studies",
-        )
+    if study not in said.approved:
+        _require_named(policy, plan.name, study, said)
+    require_allowed(policy, plan, rounds_done)
+
+
+def require_allowed(policy: Policy, plan: Plan, rounds_done: int) -> None:
+    """Whether the policy lets the next round of such a study be followed, once the study is approved.
+
+    Args:
+        policy: This hospital's.
+        plan: What the study asks for.
+        rounds_done: Rounds of it that were released already.
+
+    Raises:
+        PolicyError: It does not.
+    """
     if plan.task.name not in policy.tasks:
-        raise PolicyError(Rule.TASK, f"policy.tasks: does not name {plan.task.name!r}")
+        raise PolicyError(
+            Rule.TASK, f"policy.tasks: does not name {plan.task.name!r}", "name it there if the hospital agrees"
+        )
     if rounds_done >= policy.max_rounds:
         raise PolicyError(
             Rule.MAX_ROUNDS,
             f"policy.max_rounds: {rounds_done} rounds were released, the limit is {policy.max_rounds}",
+            "raise policy.max_rounds if the hospital agrees to share more of this study",
         )
     spent = _epsilon(policy, rounds_done + 1)
     if policy.max_epsilon is not None and (spent is None or spent > policy.max_epsilon):
@@ -99,6 +125,27 @@ def permit(policy: Policy, agreement: Agreement, approved: str | None, rounds_do
             Rule.EPSILON,
             f"policy.max_epsilon: the next round would spend {spent}, the limit is {policy.max_epsilon}",
             "raise policy.noise or policy.max_epsilon, or end the study here",
+        )
+
+
+def _require_named(policy: Policy, name: str, study: str, said: Standing) -> None:
+    """Refuse a study that no person approved and `policy.studies` does not name."""
+    entries = [entry.partition("@") for entry in policy.studies]
+    digests = [pinned for named, _, pinned in entries if named == name]
+    if not digests and not said.approved:
+        raise PolicyError(
+            Rule.STUDY_NOT_APPROVED,
+            f"study {name}@{study} was not approved here, and policy.studies does not name it",
+            "to take part, approve it: intramural-silo approve SITE.toml AGREEMENT.json",
+        )
+    pinned = [value for value in digests if value]
+    by_name = [said.first or study] if digests else sorted(said.approved)
+    allowed = pinned or by_name
+    if study not in allowed:
+        raise PolicyError(
+            Rule.STUDY_CHANGED,
+            f"study {name!r} has digest {study}, approved was {allowed[0]}",
+            "ask the coordinator what changed; approve the new one if the hospital agrees",
         )
 
 
@@ -167,12 +214,13 @@ def release(
         raise PolicyError(
             Rule.MAX_BYTES,
             f"policy.max_bytes: the update has {vector.nbytes} bytes, the limit is {policy.max_bytes}",
+            "raise policy.max_bytes if the hospital agrees, or decline this network",
         )
     spent = _epsilon(policy, rounds)
     manifest = told.model_copy(
         update={
             "digest": vector_digest(spec.digest, vector),
-            "norm": privacy.norm(vector),
+            "norm": norm(vector),
             "tensors": _tensors(spec, vector),
             "filters": filters,
             "examples": _weight(policy, plan.weights, update),
@@ -230,7 +278,7 @@ def _tensors(spec: Spec, vector: Vector) -> list[Tensor]:
             shape=list(tensor.shape),
             bytes=part.nbytes,
             sha256=hashlib.sha256(np.ascontiguousarray(part, "<f4").tobytes()).hexdigest(),
-            l2=privacy.norm(part),
+            l2=norm(part),
         )
         for tensor, part in spec.split(vector)
     ]

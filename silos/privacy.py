@@ -12,12 +12,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.hmac import HMAC
 
-from models.exchange.spec import Vector
-
-
-def norm(vector: Vector) -> float:
-    """L2 norm, summed in float64."""
-    return float(np.sqrt(np.sum(np.square(vector, dtype=np.float64))))
+from models.exchange.spec import Vector, norm
 
 
 def clip(vector: Vector, bound: float) -> Vector:

@@ -1,7 +1,8 @@
 """A hospital at work: an order comes in, an update or a refusal goes out, and both are written down.
 
-Verify, write down, decide, work, write down, reply. Whatever goes wrong on the way becomes a refusal of one
-word; the words of the error stay here. The work itself is `visit`.
+Verify, write down, decide, work, decide again, write down, reply. Whatever goes wrong on the way becomes a
+refusal of one word; the words of the error stay here. The work itself is `visit`, who decides stands in
+`decisions` and `gate`.
 """
 
 import logging
@@ -13,10 +14,10 @@ from models.errors import BadSignature, IntramuralError, LedgerError, Replayed, 
 from models.exchange.channel import Channel
 from models.exchange.documents import Agreement, Closing, Order
 from models.exchange.statement import Envelope, Kind, Statement
-from models.ledger import Entry, Event, Ledger, Signer, Verifier
-from models.ledger.canonical import canonical, digest
-from silos import gate
+from models.ledger import Entry, Event, Verifier
+from silos import decisions, gate
 from silos.config import Site
+from silos.enrolment import invitation
 from silos.visit import Bench, load_signer, set_up, visit
 
 log = logging.getLogger("intramural.silo")
@@ -40,7 +41,13 @@ class Silo:
         self._progress = progress
         self._bench: Bench | None = None
         self._channels: dict[str, Channel] = {}
-        self.ledger = open_ledger(site, self.signer)
+        self._coordinator = invitation(site).key if site.run.coordinator else None
+        self.ledger = decisions.open_ledger(site, self.signer)
+        try:
+            self.tend()
+        except BaseException:
+            self.close()
+            raise
 
     @classmethod
     def open(cls, path: Path | str, progress: Report | None = None) -> Self:
@@ -51,11 +58,22 @@ class Silo:
         """Give the ledger's lock back."""
         self.ledger.close()
 
-    def answer(self, envelope: Envelope) -> Envelope:
+    def tend(self) -> None:
+        """Write down what people said of studies since the last time; cheap, and to be called often.
+
+        Raises:
+            LedgerError: It could not be written down.
+        """
+        decisions.absorb(self.site, self.signer, self.ledger)
+
+    def answer(self, envelope: Envelope, again: bool = False) -> Envelope:
         """Follow an order, or refuse it.
 
         Args:
             envelope: What arrived.
+            again: The process that was at work on it was killed, and nobody knows how far it came. The newest
+                order is then followed once more although it was received before; an answer that was written
+                down and perhaps never left stays in the ledger, and the new one comes after it.
 
         Returns:
             An update, a report, a closing or a refusal; its ledger line is durable.
@@ -64,16 +82,18 @@ class Silo:
             ProtocolError: The order cannot be traced to a sender; there is nobody to answer.
             LedgerError: The coordinator's ledger was rewritten, or this one cannot be written.
         """
+        self.tend()
         try:
             order = Order.decode(envelope.body)
             agreement = order.agreement
             channel = self._channel(agreement)
-            received = channel.verify(envelope, None if order.visit == "close" else agreement.spec)
+            received = channel.verify(envelope, None if order.visit == "close" else agreement.spec, again=again)
         except IntramuralError as error:
             log.warning("an order was rejected: %s", error.wire_code)
             self.ledger.append(Entry(Event.ORDER_REJECTED, {"code": error.wire_code}))
             raise
-        channel.accept(received)
+        if not received.again:
+            channel.accept(received)
         try:
             return self._follow(order, received.statement, envelope, channel)
         except LedgerError:
@@ -91,8 +111,7 @@ class Silo:
             return channel.offer(Kind.CLOSING, order.round, closing, answers=asked.xid)
         done = self._rounds(agreement.study)
         others = {round_: base for round_, base in done.items() if round_ != order.round}
-        gate.permit(self.site.policy, agreement, self._approved(agreement.plan.name), len(others))
-        self._approve(agreement)
+        self._permit(agreement, len(others))
         if asked.payload != order.base:
             raise StaleBase("the model that came is not the one that the order names")
         repeated = order.visit == "train" and done.get(order.round, order.base) != order.base
@@ -104,6 +123,8 @@ class Silo:
             self._bench = None  # before the next one is made: two would not fit a small machine
             self._bench = set_up(self.site, agreement, self._progress)
         release = visit(self.site, self.signer, self._bench, order, envelope.vector, len(others), self._progress)
+        self.tend()
+        self._permit(agreement, len(others))  # who said no meanwhile is obeyed; the work may have taken hours
         if release.vector is None:
             return channel.offer(Kind.REPORT, order.round, release.manifest, answers=asked.xid)
         return channel.offer(
@@ -119,31 +140,20 @@ class Silo:
     def _channel(self, agreement: Agreement) -> Channel:
         study = agreement.study
         if study not in self._channels:
+            if self._coordinator not in (None, agreement.coordinator_key):
+                raise BadSignature("the study is not of the coordinator that this hospital joined")
             coordinator = Verifier.parse(agreement.coordinator_key)
             if coordinator.name != agreement.plan.coordinator:
                 raise BadSignature("the coordinator's key has another name than the plan's coordinator")
             self._channels[study] = Channel(self.ledger, self.signer, coordinator, study)
         return self._channels[study]
 
-    def _approved(self, name: str) -> str | None:
-        """The digest under which a study of this name was first approved here."""
-        found = (r.study for r in self.ledger.records if r.event == Event.STUDY_APPROVED and r.body["name"] == name)
-        return next(found, None)
-
-    def _approve(self, agreement: Agreement) -> None:
-        """Write down, once, that the policy lets this study in."""
-        study, plan = agreement.study, agreement.plan
-        if not any(r.event == Event.STUDY_APPROVED and r.study == study for r in self.ledger.records):
-            policy = digest(canonical(self.site.policy.model_dump(mode="json")))
-            body = {
-                "agreement": self.ledger.store(agreement.encode()),
-                "name": plan.name,
-                "purpose": plan.purpose,
-                "recipient": plan.coordinator,
-                "recipient_key": agreement.coordinator_key,
-                "policy": policy,
-            }
-            self.ledger.append(Entry(Event.STUDY_APPROVED, body, study=study))
+    def _permit(self, agreement: Agreement, rounds_done: int) -> None:
+        """Refuse what nobody approved; write down, once, that the policy lets a study in."""
+        said = decisions.standing(self.ledger.records, agreement.plan.name)
+        gate.permit(self.site.policy, agreement, said, rounds_done)
+        if not any(r.event == Event.STUDY_APPROVED and r.study == agreement.study for r in self.ledger.records):
+            self.ledger.append(decisions.approved(self.site, self.ledger, agreement, by="policy"))
 
     def _rounds(self, study: str) -> dict[int, str]:
         """The rounds of a study for which an update was offered, each with its base model."""
@@ -152,20 +162,3 @@ class Silo:
             for record in self.ledger.records
             if record.event == Event.UPDATE_OFFERED and record.study == study and record.round is not None
         }
-
-
-def open_ledger(site: Site, signer: Signer) -> Ledger:
-    """The hospital's ledger, made at its first use; says so when the policy changed since."""
-    folder = site.run.work / "ledger"
-    policy = site.policy.model_dump(mode="json")
-    if not folder.exists():
-        site.run.work.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return Ledger.create(folder, signer, {"policy": policy})
-    ledger = Ledger.open(folder, signer)
-    known = [record.body["policy"] for record in ledger.records if record.event in _POLICY_EVENTS]
-    if known[-1] != policy:
-        ledger.append(Entry(Event.POLICY_CHANGED, {"policy": policy}))
-    return ledger
-
-
-_POLICY_EVENTS = {Event.LOG_OPENED, Event.POLICY_CHANGED}

@@ -131,10 +131,7 @@ def preview(site: Site, plan: Plan, progress: Report | None = None) -> Manifest:
     model = network.weights.numpy().copy()
     initial = vector_digest(network.spec.digest, model)
     agreement = Agreement(plan=plan, coordinator_key=signer.vkey, initial=initial, spec=network.spec.digest)
-    # A pinned digest cannot be that of a study which does not exist yet; the name must be allowed all the same.
-    pinned = next((entry.partition("@")[2] for entry in site.policy.studies if entry.startswith(f"{plan.name}@")), None)
-    if pinned is None:
-        gate.permit(site.policy, agreement, None, 0)
+    gate.require_allowed(site.policy, plan, 0)
     order = Order(agreement=agreement, round=1, visit="train", base=initial)
     return visit(site, signer, set_up(site, agreement, progress), order, model, 0, progress).manifest
 

@@ -174,9 +174,9 @@ BAD_INPUT: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         lambda site: (site.parent / "keys" / "north.key").unlink(),
         ["north.key"],
     ),
-    "study not approved": (
-        lambda site: change(site, 'studies = ["trial", "trial-prox"]', 'studies = ["another"]'),
-        ["policy.studies", "trial"],
+    "task not allowed": (
+        lambda site: change(site, 'tasks = ["classification"]', 'tasks = ["segmentation"]'),
+        ["policy.tasks", "classification"],
     ),
 }
 
@@ -193,6 +193,19 @@ def test_bad_input_is_named_with_file_key_value_and_what_to_do(
         assert text in error
     assert "do: " in error
     assert "Traceback" not in error
+
+
+def test_a_study_that_is_not_approved_can_be_previewed_and_is_told_by_check(
+    north: Path, write_plan: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(north, 'studies = ["trial", "trial-prox"]', 'studies = ["another"]')
+    assert silo(["preview", str(north), str(write_plan())]) == 0
+    capsys.readouterr()
+    assert silo(["check", str(north), "--study", str(write_plan()), "--json"]) == 1
+    wrong = [item for item in json.loads(capsys.readouterr().out)["findings"] if not item["ok"]]
+    assert len(wrong) == 1
+    assert "'trial' is not approved" in wrong[0]["found"]
+    assert "approve the study" in wrong[0]["fix"]
 
 
 def test_labels_that_match_nothing_show_the_keys_shape_and_no_value(

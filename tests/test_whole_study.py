@@ -11,13 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flwr.app import Message
 
 from aggregator import LocalGrid, Outcome, Study, run
 from aggregator.audit import reconcile, verify
+from aggregator.history import History
 from aggregator.local import LocalGrid as Grid
 from models.exchange.documents import Manifest
 from models.exchange.spec import load_vector
+from models.exchange.statement import Statement
 from models.ledger import Event, read
+from silos import approvals
+from silos.app import AGAIN
 from silos.config import Site
 
 Write = Callable[..., Path]
@@ -251,6 +256,81 @@ def test_a_run_killed_with_sigkill_in_the_middle_resumes(
     assert done.returncode == 0, done.stderr
     assert digests(folder) == unbroken(write_plan, hospitals, tmp_path)
     assert all(reconcile(folder / "ledger", Site.load(s).run.work / "ledger").ok for s in hospitals)
+
+
+@pytest.mark.parametrize(("visit", "event"), [("train", "update"), ("evaluate", "report"), ("query", "closing")])
+def test_a_silo_killed_after_it_wrote_its_answer_down_answers_again_and_one_exchange_counts_as_lost(
+    hospitals: list[Path], write_plan: Write, tmp_path: Path, visit: str, event: str
+) -> None:
+    class StutteringGrid(Grid):
+        def _answer(self, message: Message) -> Message:
+            node = message.metadata.dst_node_id
+            if (self.roster[node].name, message.metadata.message_type) != ("north", visit):
+                return super()._answer(message)
+            super()._answer(message)  # the line is durable, the answer never leaves
+            self._nodes[node].close()
+            self._contexts[node].node_config[AGAIN] = True
+            try:
+                return super()._answer(message)
+            finally:
+                del self._contexts[node].node_config[AGAIN]
+
+    plan, folder = write_plan(rounds=2), tmp_path / "study"
+    lost = 2 if visit == "train" else 1  # one in each round
+    with Study.create(plan, folder) as study, StutteringGrid(hospitals) as grid:
+        outcome = run(study, grid)
+
+    assert [r.accepted for r in outcome.history.rounds[1:]] == [["east", "north", "south"]] * 2
+    assert digests(folder) == unbroken(write_plan, hospitals, tmp_path)
+    ledger = Site.load(hospitals[1]).run.work / "ledger"
+    assert verify(ledger).ok
+    assert verify(folder / "ledger").ok
+    pair = reconcile(folder / "ledger", ledger)
+    assert (pair.problems, pair.orders, pair.replies, pair.closed) == ([], 4, 4, True)
+    records = [record for record in read(ledger).records if record.study == outcome.study]
+    answers: dict[str, list[str]] = {}
+    for record in records:
+        if record.event == f"{event}.offered":
+            statement = Statement.model_validate(record.body["statement"])
+            answers.setdefault(str(statement.answers), []).append(statement.xid)
+    assert pair.pending == [first for first, _ in answers.values()]
+    assert len(pair.pending) == lost
+    assert sum(record.event == Event.ORDER_RECEIVED for record in records) == 4
+    theirs = [record.body for record in read(folder / "ledger").records if "missed" in record.body]
+    assert sum(body["missed"] for body in theirs if body["statement"]["src"] == "north") == lost
+
+
+def test_a_hospital_that_revokes_in_the_middle_refuses_from_then_on_and_the_others_finish(
+    hospitals: list[Path], write_plan: Write, tmp_path: Path
+) -> None:
+    site, folder = Site.load(hospitals[2]), tmp_path / "study"
+
+    def revoke_once(history: History) -> None:
+        if len(history.rounds) == 2:
+            approvals.revoke(site, "trial")
+
+    with Study.create(write_plan(rounds=3), folder) as study, LocalGrid(hospitals) as grid:
+        outcome = run(study, grid, revoke_once)
+
+    assert [r.refused for r in outcome.history.rounds] == [{}, {}, *[{"south": "study-revoked"}] * 2]
+    assert [r.accepted for r in outcome.history.rounds[2:]] == [["east", "north"]] * 2
+    pair = reconcile(folder / "ledger", site.run.work / "ledger")
+    assert (pair.problems, pair.pending, pair.closed) == ([], [], True)
+
+
+def test_a_hospital_that_approves_the_agreement_of_the_study_folder_takes_part_in_it_and_in_no_other(
+    hospitals: list[Path], write_plan: Write, tmp_path: Path
+) -> None:
+    folder = tmp_path / "study"
+    for path in hospitals:
+        change(path, 'studies = ["trial", "trial-prox"]', "studies = []")
+    with Study.create(write_plan(rounds=1), folder):
+        for path in hospitals:
+            assert approvals.approve(Site.load(path), folder / "agreement.json").recorded
+    with Study.open(folder) as study, LocalGrid(hospitals) as grid:
+        assert run(study, grid).history.rounds[1].accepted == ["east", "north", "south"]
+    other = finish(write_plan(rounds=1), tmp_path / "other", hospitals)
+    assert other.history.rounds[1].refused == dict.fromkeys(["east", "north", "south"], "study-changed")
 
 
 def test_a_finished_study_is_not_run_again(hospitals: list[Path], write_plan: Write, tmp_path: Path) -> None:

@@ -42,12 +42,14 @@ class Received:
         envelope: The message itself.
         head: The sender's ledger head.
         missed: Statements of the sender that never arrived here.
+        again: Whether its line is in the ledger already; such a message is not accepted a second time.
     """
 
     statement: Statement
     envelope: Envelope
     head: Checkpoint
     missed: int
+    again: bool = False
 
 
 class Channel:
@@ -122,12 +124,14 @@ class Channel:
         self._append(Entry(Event(f"{kind}.offered"), line, study=self.study, round=round_))
         return Envelope(statement.encode(), signature, body, self._evidence(), vector)
 
-    def verify(self, envelope: Envelope, spec: str | None) -> Received:
+    def verify(self, envelope: Envelope, spec: str | None, *, again: bool = False) -> Received:
         """Check a message against the sender's key and past. Writes nothing.
 
         Args:
             envelope: What arrived.
             spec: Digest of the layout that its arrays must have; None if none may come.
+            again: Let the newest message of all pass although it was received before: whoever was at work
+                on it was killed, and begins anew.
 
         Raises:
             Malformed: Not a statement of this study between these two.
@@ -146,9 +150,9 @@ class Channel:
         newest = max(self._numbers, default=0)
         if self._numbers.get(statement.n, xid) != xid:
             raise Rewritten(f"{self.peer.name} signed another statement {statement.n} before")
-        if statement.n <= newest:
+        if statement.n <= newest and not (again and statement.n == newest):
             raise Replayed(f"statement {statement.n} of {self.peer.name} was received before, or comes too late")
-        missed = statement.n - newest - 1
+        missed = statement.n - newest - 1  # -1: it is the newest one itself
         if missed == 0 and statement.prev != self._numbers.get(newest, GENESIS):
             raise Replayed(f"statement {statement.n} of {self.peer.name} does not follow the one before it")
         if digest(envelope.body) != statement.body:
@@ -161,7 +165,7 @@ class Channel:
         if statement.nbytes != envelope.nbytes:
             raise DigestMismatch("the size is not the one that was signed", detail="size")
         head = self._check_evidence(envelope.evidence)
-        return Received(statement, envelope, head, missed)
+        return Received(statement, envelope, head, max(missed, 0), again=missed < 0)
 
     def accept(self, received: Received, facts: Mapping[str, Any] | None = None) -> None:
         """Write down that a message was received; after this its content may be used.
@@ -169,6 +173,7 @@ class Channel:
         Raises:
             NotAppended: The line is not durable; the content may not be used.
         """
+        assert not received.again, "its line is there already"
         statement = received.statement
         self._write(received, Event(f"{statement.kind}.received"), statement.round, facts or {})
 

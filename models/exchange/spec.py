@@ -6,6 +6,7 @@ file, and a digest can be recomputed from either by anyone.
 """
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +16,8 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 import safetensors
-from safetensors.numpy import load_file, save
+from safetensors import safe_open
+from safetensors.numpy import save
 
 from models.errors import DataError, DigestMismatch, SpecMismatch
 from models.ledger.canonical import canonical, digest
@@ -25,6 +27,7 @@ Vector = npt.NDArray[np.float32]
 """All floating arrays of a model in spec order, 1-D float32."""
 
 _DOMAIN = b"intramural vector v1\n"
+_PIECE = 1 << 20  # elements that are turned into float64 at a time
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,12 @@ class Spec:
         return {tensor.name: part.reshape(tensor.shape) for tensor, part in self.split(vector)}
 
 
+def norm(vector: Vector) -> float:
+    """L2 norm of a vector, summed in float64 piece by piece."""
+    pieces = (vector[start : start + _PIECE] for start in range(0, vector.size, _PIECE))
+    return math.sqrt(math.fsum(float(np.sum(np.square(piece, dtype=np.float64))) for piece in pieces))
+
+
 def vector_digest(spec: str, vector: Vector) -> str:
     r"""SHA-256 (hex) of a model or of an update.
 
@@ -132,15 +141,19 @@ def load_vector(path: Path, expected: str | None = None) -> tuple[Spec, Vector]:
         DigestMismatch: The content is not the expected one.
     """
     try:
-        arrays = load_file(path)
+        with safe_open(path, "numpy") as file:
+            shapes = {}
+            for name in file.keys():  # noqa: SIM118 - it is no mapping
+                part = file.get_slice(name)
+                if part.get_dtype() != "F32":
+                    raise SpecMismatch(f"{path}: {name}: is {part.get_dtype()}, not F32", "save it as float32")
+                shapes[name] = part.get_shape()
+            spec = Spec.of(shapes)
+            vector = np.empty(spec.size, np.float32)
+            for tensor, part in spec.split(vector):  # one array at a time: the model is in memory once
+                part[:] = file.get_tensor(tensor.name).ravel()
     except (OSError, safetensors.SafetensorError) as error:
         raise DataError(f"{path}: cannot be read as safetensors: {error}", "restore the file") from error
-    for name, array in arrays.items():
-        if array.dtype != np.float32:
-            raise SpecMismatch(f"{path}: {name}: is {array.dtype}, not float32", "save the network as float32")
-    spec = Spec.of({name: array.shape for name, array in arrays.items()})
-    parts = [arrays[tensor.name].ravel() for tensor in spec.tensors]
-    vector = np.concatenate(parts) if parts else np.zeros(0, np.float32)
     if expected is not None and vector_digest(spec.digest, vector) != expected:
         raise DigestMismatch(f"{path}: is not the model of digest {expected}", "restore the file from a copy")
     return spec, vector

@@ -93,6 +93,22 @@ def lock(path: Path) -> int:
     return number
 
 
+def unlock(number: int) -> None:
+    """Give a lock back."""
+    os.close(number)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether somebody has such a lock now."""
+    if not path.exists():
+        return False
+    try:
+        os.close(lock(path))
+    except Locked:
+        return True
+    return False
+
+
 def _fill(number: int, content: bytes) -> None:
     """Write and sync an open file, and close it."""
     try:

@@ -81,6 +81,8 @@ work = "work"
 device = "auto"
 # CPU threads for training.
 threads = 1
+# The coordinator's public file, to take part over the network; simulations need none.
+# coordinator = "coordinator.json"
 """
 
 _README = """\

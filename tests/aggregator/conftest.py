@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -217,8 +217,13 @@ class Hospitals(StudyGrid):
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
         self._run = Run.create_empty(1)
         self.hospitals = {7 * number: hospital for number, hospital in enumerate(hospitals, start=2)}
-        self.roster = {node: hospital.signer.verifier for node, hospital in self.hospitals.items()}
+        self._roster = {node: hospital.signer.verifier for node, hospital in self.hospitals.items()}
         self._pending: dict[str, Message] = {}
+
+    @property
+    def roster(self) -> Mapping[int, Verifier]:
+        """Who may take part."""
+        return self._roster
 
     @property
     def run(self) -> Run:

@@ -419,5 +419,5 @@ def test_a_model_of_double_precision_cannot_start_a_study(tmp_path: Path) -> Non
     from safetensors.numpy import save
 
     (tmp_path / "model.safetensors").write_bytes(save({"weight": np.zeros(3)}))
-    with pytest.raises(SpecMismatch, match="float64"):
+    with pytest.raises(SpecMismatch, match="F64"):
         load_vector(tmp_path / "model.safetensors")

@@ -26,6 +26,7 @@ from models.exchange.spec import Spec, vector_digest
 from models.plan import Plan
 from silos import gate, privacy
 from silos.config import Policy
+from silos.gate import Standing
 
 POLICY: dict[str, Any] = {
     "studies": ["demo"],
@@ -79,20 +80,25 @@ def release(what: gate.Update, agreement: Agreement, rules: Policy | None = None
     )
 
 
-def refused(rules: Policy, agreement: Agreement, approved: str | None = None, rounds_done: int = 0) -> str:
+def refused(rules: Policy, agreement: Agreement, said: Standing | None = None, rounds_done: int = 0) -> str:
     """The word that would leave."""
     with pytest.raises(PolicyError) as caught:
-        gate.permit(rules, agreement, approved, rounds_done)
+        gate.permit(rules, agreement, said, rounds_done)
     return gate.refusal(caught.value).code
 
 
 # --- which orders are followed ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("key", POLICY)
+@pytest.mark.parametrize("key", [key for key in POLICY if key != "studies"])
 def test_a_policy_that_leaves_a_permission_out_is_no_policy(key: str) -> None:
     with pytest.raises(ConfigError, match=f"policy.toml: {key}: is required but missing"):
         Policy.parse({k: v for k, v in POLICY.items() if k != key}, source="policy.toml")
+
+
+def test_a_policy_that_names_no_study_lets_none_in(agree: Agree) -> None:
+    rules = Policy.model_validate({k: v for k, v in POLICY.items() if k != "studies"})
+    assert refused(rules, agree()) == Rule.STUDY_NOT_APPROVED.value
 
 
 def test_an_order_that_the_policy_names_in_every_respect_is_followed(agree: Agree) -> None:
@@ -142,9 +148,10 @@ def test_a_pinned_digest_holds_even_if_the_bare_name_stands_beside_it(agree: Agr
 
 def test_pinning_the_new_digest_approves_a_study_that_changed(agree: Agree) -> None:
     old, new = agree(), agree(rounds=6)
-    assert refused(policy(), new, approved=old.study) == Rule.STUDY_CHANGED.value
-    gate.permit(policy(studies=[f"demo@{new.study}"]), new, old.study, 0)
-    gate.permit(policy(studies=[f"demo@{old.study}", f"demo@{new.study}"]), new, old.study, 0)
+    said = Standing(first=old.study)
+    assert refused(policy(), new, said) == Rule.STUDY_CHANGED.value
+    gate.permit(policy(studies=[f"demo@{new.study}"]), new, said, 0)
+    gate.permit(policy(studies=[f"demo@{old.study}", f"demo@{new.study}"]), new, said, 0)
 
 
 @pytest.mark.parametrize(
@@ -164,15 +171,42 @@ def test_pinning_the_new_digest_approves_a_study_that_changed(agree: Agree) -> N
     ids=lambda changes: next(iter(changes)),
 )
 def test_a_study_approved_once_and_changed_later_is_refused(agree: Agree, changes: dict[str, Any]) -> None:
-    approved = agree().study
-    gate.permit(policy(), agree(), approved, 0)
-    assert refused(policy(), agree(**changes), approved=approved) == Rule.STUDY_CHANGED.value
+    for rules, said in (
+        (policy(), Standing(first=agree().study)),
+        (policy(studies=[]), Standing(first=agree().study, approved=frozenset({agree().study}))),
+    ):
+        gate.permit(rules, agree(), said, 0)
+        assert refused(rules, agree(**changes), said) == Rule.STUDY_CHANGED.value
 
 
 def test_another_study_has_its_own_approval(agree: Agree) -> None:
     rules = policy(studies=["demo", "other@" + "0" * 64])
     gate.permit(rules, agree(), None, 0)
     assert refused(rules, agree(name="other")) == Rule.STUDY_CHANGED.value
+
+
+def test_a_persons_yes_lets_in_exactly_that_study_whatever_the_policy_names(agree: Agree) -> None:
+    old, new = agree(), agree(rounds=6)
+    said = Standing(first=old.study, approved=frozenset({new.study}))
+    for studies in ([], ["demo"], ["other"], [f"demo@{old.study}"]):
+        gate.permit(policy(studies=studies), new, said, 0)
+    assert refused(policy(studies=[]), old, said) == Rule.STUDY_CHANGED.value
+    gate.permit(policy(), old, said, 0)  # let in by its name before
+
+
+def test_a_persons_no_shuts_a_study_out_whatever_the_policy_names(agree: Agree) -> None:
+    old, new = agree(), agree(rounds=6)
+    said = Standing(first=old.study, revoked=frozenset({old.study}))
+    for studies in ([], ["demo"], [f"demo@{old.study}"]):
+        assert refused(policy(studies=studies), old, said) == Rule.STUDY_REVOKED.value
+    assert refused(policy(), new, said) == Rule.STUDY_CHANGED.value  # the name does not pass on to the next one
+    assert refused(policy(studies=[]), new, said) == Rule.STUDY_NOT_APPROVED.value
+
+
+def test_a_persons_yes_lifts_no_limit_of_the_policy(agree: Agree) -> None:
+    said = Standing(approved=frozenset({agree().study}))
+    assert refused(policy(tasks=[]), agree(), said) == Rule.TASK.value
+    assert refused(policy(max_rounds=3), agree(), said, rounds_done=3) == Rule.MAX_ROUNDS.value
 
 
 # --- which numbers leave ------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as nst
 
+from models.exchange.spec import norm
 from silos import privacy
 
 SECRET = b"0123456789abcdef0123456789abcdef"
@@ -33,7 +34,7 @@ def length(vector: np.ndarray) -> float:
 @given(vectors(3e38), st.floats(1e-3, 1e6))
 def test_no_clipped_update_is_longer_than_the_bound(vector: np.ndarray, bound: float) -> None:
     clipped = privacy.clip(vector, bound)
-    assert privacy.norm(clipped) <= bound
+    assert norm(clipped) <= bound
     assert length(clipped) <= bound * (1 + 1e-12)  # however the squares are summed
     assert (clipped.dtype, clipped.shape) == (np.float32, vector.shape)
 
@@ -42,7 +43,7 @@ def test_no_clipped_update_is_longer_than_the_bound(vector: np.ndarray, bound: f
 def test_clipping_keeps_the_direction_and_as_much_of_the_length_as_is_allowed(vector: np.ndarray, bound: float) -> None:
     clipped = privacy.clip(vector, bound)
     before, after = vector.astype(np.float64), clipped.astype(np.float64)
-    if privacy.norm(vector) <= bound:
+    if norm(vector) <= bound:
         assert clipped is vector
         return
     np.testing.assert_allclose(after, before * (bound / length(vector)), rtol=1e-5, atol=1e-6 * bound)
@@ -66,12 +67,12 @@ def test_rounding_to_float32_never_lengthens_an_update_past_the_bound(size: int)
     rng = np.random.default_rng(size)
     for bound in (0.1, 1.0, 10.0):
         vector = (100 * rng.standard_normal(size)).astype(np.float32)
-        assert privacy.norm(privacy.clip(vector, bound)) <= bound
+        assert norm(privacy.clip(vector, bound)) <= bound
 
 
 def test_the_norm_is_summed_in_double_precision() -> None:
     vector = np.full(1_000_000, 1e25, np.float32)  # its squares are beyond float32
-    assert privacy.norm(vector) == pytest.approx(1e28, rel=1e-6)
+    assert norm(vector) == pytest.approx(1e28, rel=1e-6)
 
 
 # --- noise --------------------------------------------------------------------------------------------

@@ -395,6 +395,48 @@ def test_a_replay_is_still_refused_after_a_restart(hub: Party, north: Party) -> 
         again.ledger.close()
 
 
+def test_the_newest_message_may_be_read_again_by_who_was_killed_over_it(hub: Party, north: Party) -> None:
+    talk(hub, north)
+    envelope = hub.say(Kind.ORDER, VECTOR)
+    north.hear(envelope)
+    for answered in (False, True):
+        if answered:
+            north.say(Kind.UPDATE, VECTOR, answers=north.channel.received[-1])
+        before, killed = events(north), north.reopen()
+        received = killed.channel.verify(wire.unpack(wire.pack(envelope)), SPEC.digest, again=True)
+        assert (received.again, received.missed) == (True, 0)
+        assert received.statement.xid == killed.channel.received[-1]
+        assert events(killed) == before
+        north.ledger, north.channel = killed.ledger, killed.channel
+    assert hub.hear(north.say(Kind.UPDATE, VECTOR, answers=north.channel.received[-1])) == 1
+    talk(hub, north)
+
+
+def test_who_was_killed_before_the_line_receives_the_message_for_the_first_time(hub: Party, north: Party) -> None:
+    talk(hub, north)
+    received = north.channel.verify(hub.say(Kind.ORDER, VECTOR), SPEC.digest, again=True)
+    assert not received.again
+    north.channel.accept(received)
+    assert events(north)[-1] == Event.ORDER_RECEIVED
+
+
+def test_a_message_read_again_must_still_be_the_newest_and_the_very_same(hub: Party, north: Party) -> None:
+    first, second = hub.say(Kind.ORDER, VECTOR), hub.say(Kind.ORDER, VECTOR)
+    north.hear(first)
+    north.hear(second)
+    with pytest.raises(Replayed):
+        north.channel.verify(first, SPEC.digest, again=True)
+    with pytest.raises(Rewritten):
+        north.channel.verify(sign(second, HUB_KEY, round=2), SPEC.digest, again=True)
+    with pytest.raises(BadSignature):
+        north.channel.verify(replace(second, signature=first.signature), SPEC.digest, again=True)
+    with pytest.raises(DigestMismatch):
+        north.channel.verify(replace(second, vector=-VECTOR), SPEC.digest, again=True)
+    with pytest.raises(Replayed):
+        north.channel.verify(second, SPEC.digest)
+    assert north.channel.verify(second, SPEC.digest, again=True).again
+
+
 def test_two_studies_in_one_ledger_are_numbered_apart(hub: Party, north: Party, tmp_path: Path) -> None:
     talk(hub, north, rounds=2)
     other = Party(

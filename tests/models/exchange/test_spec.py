@@ -141,7 +141,7 @@ def test_a_file_that_is_no_model_is_refused_and_named(tmp_path: Path, content: b
 def test_a_model_of_double_precision_is_refused_and_its_array_named(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(save({"head.weight": np.zeros(3, np.float64)}))
-    with pytest.raises(SpecMismatch, match=r"model\.safetensors.*head\.weight.*float64"):
+    with pytest.raises(SpecMismatch, match=r"model\.safetensors.*head\.weight.*F64"):
         load_vector(path)
 
 

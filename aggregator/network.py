@@ -1,0 +1,68 @@
+"""Hospitals on the network: Flower's Grid of a running ServerApp, and which hospital each node is.
+
+Nodes that nobody admitted do not exist here, and replies are fetched one at a time, so that the
+coordinator holds one model however many hospitals answer at once.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+from aggregator.grid import StudyGrid
+from models.ledger import Verifier
+
+
+class NetworkGrid(StudyGrid):
+    """A Flower Grid whose nodes are the admitted hospitals that are connected now.
+
+    Args:
+        grid: Flower's own.
+        roster: Reads who is admitted, by node id; asked again and again, for hospitals come and go.
+    """
+
+    def __init__(self, grid: Grid, roster: Callable[[], Mapping[int, Verifier]]) -> None:
+        self._grid, self._roster = grid, roster
+
+    @property
+    def roster(self) -> Mapping[int, Verifier]:
+        """Each admitted hospital, by node id."""
+        return self._roster()
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Admitted hospitals that are connected."""
+        return sorted(set(self.roster) & set(self._grid.get_node_ids()))
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Send messages; an empty id stands for one that could not be sent."""
+        return [message_id or "" for message_id in self._grid.push_messages(messages)]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
+        """Fetch the replies that are there, one at a time."""
+        for message_id in message_ids:
+            yield from self._grid.pull_messages([message_id])
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Send messages and wait for their replies."""
+        return self._grid.send_and_receive(messages, timeout=timeout)
+
+    @property
+    def run(self) -> Run:
+        """Flower's description of the run."""
+        return self._grid.run
+
+    def set_run(self, run: Run) -> None:
+        """Replace Flower's description of the run."""
+        self._grid.set_run(run)
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Make a message to a node."""
+        return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)

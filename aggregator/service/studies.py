@@ -1,0 +1,109 @@
+"""Studies over the network, as a coordinator asks for them: start, follow, stop, and how they stand.
+
+A study that was started is on the service's list until it is closed or stopped; the service sees to the
+rest. Everything told here is read from the study's own ledger.
+"""
+
+import contextlib
+import time
+from pathlib import Path
+from typing import Any
+
+from aggregator.history import read_study
+from aggregator.service import runs
+from aggregator.service.home import Home
+from aggregator.service.runs import Entry
+from aggregator.service.serve import require_service
+from aggregator.service.superlink import Node, SuperLink
+from models.console import Report
+from models.errors import ConfigError, IntramuralError
+from models.ledger import disk
+
+_LOOK = 0.5  # seconds between two looks
+
+
+def start(home: Home, folder: Path) -> None:
+    """Put a study on the service's list.
+
+    Raises:
+        ConfigError: The service does not run, or the study's orders are signed with another key than its.
+    """
+    require_service(home)
+    agreement, history = read_study(folder)
+    if agreement.coordinator_key != home.signer.vkey:
+        raise ConfigError(
+            f"{folder}: its orders are signed with another key than the service's, which hospitals would refuse",
+            f"create the study with --service {home.folder}",
+        )
+    if not history.closed:
+        runs.want(home, agreement.study, folder)
+
+
+def follow(home: Home, folder: Path, report: Report) -> None:
+    """Wait until a study is closed, telling of each round.
+
+    Raises:
+        ConfigError: It was stopped, or cannot go on.
+    """
+    while True:
+        agreement, history = read_study(folder)
+        report("rounds", len(history.rounds) - 1, agreement.plan.rounds)
+        if history.closed:
+            return
+        if agreement.study not in runs.wanted(home):
+            entry = runs.studies(home).get(agreement.study)
+            problem, hint = (entry and entry.problem) or ("it was stopped", "start it again with `run`")
+            raise ConfigError(f"{folder}: the study does not run: {problem}", hint)
+        time.sleep(_LOOK)
+
+
+def stop(home: Home, folder: Path) -> None:
+    """Take a study off the list, and end what works on it. What it has stays as it is."""
+    agreement, _ = read_study(folder)
+    entry = runs.wanted(home).get(agreement.study)
+    runs.unwant(home, agreement.study)
+    if entry is not None and entry.run_id is not None:
+        SuperLink(home).end(entry.run_id)
+
+
+def status(home: Home) -> dict[str, Any]:
+    """Every admitted hospital and every study on the list, as JSON values."""
+    serving = disk.is_locked(home.serving)
+    live: dict[int, Node] = {}
+    if serving:
+        with contextlib.suppress(IntramuralError):  # it may be starting
+            live = SuperLink(home).nodes()
+    nodes = home.nodes()
+    unknown = Node("unknown", "")
+    hospitals = [
+        {"name": name, "node": str(nodes.get(name, "")), **vars(live.get(nodes.get(name, 0), unknown))}
+        for name in home.hospitals()
+    ]
+    return {
+        "serving": serving,
+        "hospitals": hospitals,
+        "studies": [_study(entry) for entry in runs.studies(home).values()],
+    }
+
+
+def _study(entry: Entry) -> dict[str, Any]:
+    agreement, history = read_study(entry.folder)
+    last = history.rounds[-1]
+    if history.closed:
+        state = "closed"
+    elif not entry.wanted:
+        state = "stopped"
+    else:
+        state = "running" if disk.is_locked(entry.folder / "ledger" / "lock") else "starting"
+    return {
+        "name": agreement.plan.name,
+        "study": agreement.study,
+        "folder": str(entry.folder),
+        "state": state,
+        "round": last.number,
+        "rounds": agreement.plan.rounds,
+        "accepted": last.accepted,
+        "refused": last.refused,
+        "bytes": sum(item.nbytes for item in history.rounds),
+        "problem": entry.problem[0] if entry.problem else "",
+    }

@@ -1,0 +1,147 @@
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.exchange.documents import Agreement
+from models.exchange.spec import vector_digest
+from models.ledger import Signer
+from models.plan import Plan
+from models.tasks import task
+from models.tasks.flat import FlatNetwork
+from silos import check
+from silos.approvals import approve, revoke
+from silos.check import check_site
+from silos.config import Site
+from silos.finding import Finding
+
+Look = Callable[..., dict[str, Finding]]
+
+
+@pytest.fixture
+def look(phantom: Callable[[int], Site], tmp_path: Path) -> Look:
+    """Check a copy of a hospital, some lines of its `site.toml` changed; findings by name."""
+
+    def checked(plan: Plan | None = None, **changes: str) -> dict[str, Finding]:
+        folder = tmp_path / "north"
+        shutil.copytree(phantom(0).key.parent.parent, folder, dirs_exist_ok=True)
+        path = folder / "site.toml"
+        lines = path.read_text().splitlines()
+        changes = {"min_patients": "3", "min_evaluated": "1", **changes}
+        for key, value in changes.items():
+            (number,) = [n for n, line in enumerate(lines) if line.startswith(f"{key} =")]
+            lines[number] = f"{key} = {value}"
+        path.write_text("\n".join(lines))
+        return {finding.what: finding for finding in check_site(path, plan)}
+
+    return checked
+
+
+def test_a_phantom_is_ready_for_a_study_and_says_how_much_it_takes(look: Look, make_plan: Callable[..., Plan]) -> None:
+    findings = look(make_plan())
+    assert [finding for finding in findings.values() if not finding.ok] == []
+    batch = findings["a batch through the network"].found
+    assert batch.startswith("8 images in ")
+    parameters = int(batch.split("; ")[1].split()[0].replace(",", ""))
+    assert 1_000 < parameters < 10_000
+    assert "per update" in batch
+    assert findings["coordinator"].found == "no coordinator named: simulations only"
+
+
+def test_without_a_study_no_network_is_built(look: Look) -> None:
+    findings = look()
+    assert all(finding.ok for finding in findings.values())
+    assert "a batch through the network" not in findings
+
+
+@pytest.mark.parametrize("key", ["tasks", "metrics"])
+def test_a_policy_that_allows_nothing_is_a_problem(look: Look, key: str) -> None:
+    finding = look(**{key: "[]"})["policy"]
+    assert not finding.ok
+    assert f"policy.{key}" in finding.found
+    assert "[policy]" in finding.fix
+
+
+def test_a_hospital_that_approved_no_study_is_told_how_to(look: Look) -> None:
+    finding = look(studies="[]")["policy"]
+    assert not finding.ok
+    assert "intramural-silo approve" in finding.fix
+
+
+def test_a_study_that_a_person_approved_needs_no_line_in_the_policy(
+    look: Look, make_plan: Callable[..., Plan], tmp_path: Path
+) -> None:
+    plan = make_plan()
+    look(plan, studies="[]")  # writes the hospital
+    site = Site.load(tmp_path / "north" / "site.toml")
+    network = FlatNetwork(task(plan.task).build(plan.seed))
+    initial = vector_digest(network.spec.digest, network.weights.numpy())
+    key = Signer.from_seed("aggregator", b"a" * 32).vkey
+    agreement = Agreement(plan=plan, coordinator_key=key, initial=initial, spec=network.spec.digest)
+    (tmp_path / "agreement.json").write_bytes(agreement.encode())
+    approve(site, tmp_path / "agreement.json")
+    findings = look(plan, studies="[]")
+    assert findings["policy"].found.startswith("demo: classification")
+    assert findings["policy for the study"].ok
+    revoke(site, "demo")
+    findings = look(plan, studies="[]")
+    assert not findings["policy"].ok
+    assert not findings["policy for the study"].ok
+
+
+def test_a_network_that_cannot_be_built_is_named(look: Look, make_plan: Callable[..., Plan]) -> None:
+    plan = make_plan(task={"network": {"name": "cnn", "arguments": {"channels": [8, 16], "colour": 3}}})
+    finding = look(plan)["a batch through the network"]
+    assert not finding.ok
+    assert "colour" in finding.found
+
+
+def test_an_update_above_the_hospitals_limit_is_found_before_the_study(
+    look: Look, make_plan: Callable[..., Plan]
+) -> None:
+    finding = look(make_plan(), max_bytes='"1 kB"')["a batch through the network"]
+    assert not finding.ok
+    assert "the limit is 1.0 kB" in finding.found
+    assert "policy.max_bytes" in finding.fix
+
+
+def test_a_batch_that_does_not_fit_is_told_with_its_size(
+    look: Look, make_plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(*_: object) -> None:
+        raise torch.cuda.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(torch.Tensor, "backward", no_room)
+    finding = look(make_plan())["a batch through the network"]
+    assert not finding.ok
+    assert "a batch of 8 fails: out of memory" in finding.found
+    assert "batch_size" in finding.fix
+
+
+def test_a_gpu_that_is_asked_for_and_not_there_is_a_problem(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    finding = look(device='"cuda"')["device"]
+    assert not finding.ok
+    assert 'device = "auto"' in finding.fix
+    assert look(device='"auto"')["device"].found == f"CPU, 1 of {os.cpu_count()} threads"
+
+
+@pytest.mark.parametrize(("available", "ok"), [(1_900_000_000, False), (2_100_000_000, True)])
+def test_less_than_two_gigabytes_of_memory_is_a_problem(
+    look: Look, monkeypatch: pytest.MonkeyPatch, available: int, ok: bool
+) -> None:
+    monkeypatch.setattr(check, "_linux_memory", lambda: (8_000_000_000, available))
+    finding = look()["memory"]
+    assert finding.ok is ok
+    assert finding.found == f"{available / 1e9:.1f} GB available of 8.0 GB"
+
+
+@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="this system has no /proc")
+def test_memory_is_what_the_system_says() -> None:
+    found = check._linux_memory()
+    assert found is not None
+    total, available = found
+    assert 0 < available <= total <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
