@@ -77,10 +77,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     serve.add_argument("--log-json", action="store_true", help="log as JSON lines")
     serve.set_defaults(run=_serve)
 
-    admit = commands.add_parser("admit", help="let a hospital in, from its enrolment file")
+    admit = commands.add_parser("admit", help="let hospitals in, from their enrolment files")
     admit.add_argument("home", type=Path, help="service folder")
-    admit.add_argument("enrolment", type=Path, help="the hospital's NAME.enrolment.json")
-    admit.add_argument("--fingerprint", help="as the hospital read it out; another one is refused")
+    admit.add_argument("enrolment", type=Path, nargs="+", help="a hospital's NAME.enrolment.json")
+    admit.add_argument("--fingerprint", nargs="+", help="as each hospital read it out; another one is refused")
     admit.set_defaults(run=_admit)
 
     dismiss = commands.add_parser("dismiss", help="let a hospital in no more")
@@ -223,19 +223,19 @@ def _serve(arguments: argparse.Namespace) -> int:
 def _admit(arguments: argparse.Namespace) -> int:
     from aggregator.service.admission import admit
     from aggregator.service.home import Home
+    from models.errors import ConfigError
 
-    home = Home.open(arguments.home)
-    enrolment = admit(home, arguments.enrolment, arguments.fingerprint)
-    print(f"{enrolment.name} is admitted\nfingerprint {enrolment.fingerprint}")
-    if not arguments.fingerprint:
-        print(
-            f"Have the hospital read its fingerprint out; if it differs: intramural-aggregator dismiss {home.folder} "
-            f"{enrolment.name}"
+    home, read_out = Home.open(arguments.home), arguments.fingerprint
+    if read_out and len(read_out) != len(arguments.enrolment):
+        raise ConfigError(
+            f"--fingerprint: {len(read_out)} for {len(arguments.enrolment)} files", "give one for each, in their order"
         )
-    print(
-        f"{home.folder / 'hospitals' / enrolment.name}.crt is its client certificate, to be sent to it where one "
-        "is required"
-    )
+    for path, fingerprint in zip(arguments.enrolment, read_out or [None] * len(arguments.enrolment), strict=True):
+        enrolment = admit(home, path, fingerprint)
+        print(f"{enrolment.name} is admitted\nfingerprint {enrolment.fingerprint}")
+    if not read_out:
+        print(f"Have each read its fingerprint out; if one differs: intramural-aggregator dismiss {home.folder} NAME")
+    print(f"{home.admitted}/NAME.crt is the client certificate of each, to be sent where one is required.")
     return OK
 
 

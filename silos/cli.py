@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     phantom.add_argument("--patients", type=int, default=24, help="default: 24")
     phantom.add_argument("--images", type=int, default=6, help="images of each patient (default: 6)")
     phantom.add_argument("--study", action="append", help="a study that the hospital's policy allows (default: demo)")
+    phantom.add_argument("--coordinator", type=Path, metavar="FILE", help="the coordinator.json of a service to join")
     phantom.set_defaults(run=_phantom)
 
     key = commands.add_parser("key", help="make this hospital's key; its private half never leaves this machine")
@@ -117,6 +118,7 @@ def _phantom(arguments: argparse.Namespace) -> int:
         patients=arguments.patients,
         images=arguments.images,
         studies=arguments.study or ["demo"],
+        coordinator=arguments.coordinator,
     )
     print(site)
     return OK

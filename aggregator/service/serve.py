@@ -6,10 +6,12 @@ as before when the machine was switched off in between.
 """
 
 import logging
+import shlex
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 
 from aggregator.history import read_study
 from aggregator.service import runs
@@ -24,8 +26,11 @@ from models.processes import Process, Supervisor
 log = logging.getLogger("intramural.service")
 
 _TICK = 0.5  # seconds between two looks
+_STARTS = 10.0  # seconds that a command waits for a service which is not there
 _STARTING = 45.0  # seconds that a study's ServerApp has to open its study
 _PAUSES = (0, 5, 15, 60)  # seconds before a study whose ServerApp ended is started again
+_RENEW = timedelta(days=14)  # before the end of the service's certificate, from when on it is told
+_REMIND = 86_400.0  # seconds between two reminders, but for the end itself
 
 
 def serve(home: Home, stopping: threading.Event) -> None:
@@ -70,10 +75,12 @@ class _Keeper:
     known: Mapping[str, str] | None = None  # node key of each hospital, as told to the SuperLink
     submitted: dict[str, float] = field(default_factory=dict)  # when, by study
     failures: dict[str, int] = field(default_factory=dict)
+    reminded: tuple[bool, float] | None = None  # whether the certificate was over when it was last told, and when
 
     def keep(self, stopping: threading.Event) -> None:
         while not stopping.wait(_TICK):
             try:
+                self.keep_certificate()
                 self.keep_nodes()
                 self.keep_studies()
             except Unreachable:
@@ -84,6 +91,23 @@ class _Keeper:
             except Exception:
                 log.exception("the service goes on")
                 stopping.wait(10 * _TICK)
+
+    def keep_certificate(self) -> None:
+        """Tell in time that the service's certificate ends: nobody gets in after that, its own programs included."""
+        end, now = self.home.expires, time.monotonic()
+        left = end - datetime.now(UTC)
+        over = left <= timedelta(0)
+        if left > _RENEW or (self.reminded and self.reminded[0] == over and now - self.reminded[1] < _REMIND):
+            return
+        self.reminded = over, now
+        log.log(
+            logging.ERROR if over else logging.WARNING,
+            "%s: %s on %s UTC (run: intramural-aggregator init %s --renew, and start the service again)",
+            self.home.server_certificate,
+            "expired" if over else "expires",
+            f"{end:%Y-%m-%d %H:%M}",
+            shlex.quote(str(self.home.folder)),
+        )
 
     def keep_nodes(self) -> None:
         """Register who was admitted, unregister who was dismissed."""
@@ -130,10 +154,15 @@ class _Keeper:
 
 
 def require_service(home: Home) -> None:
-    """See that the service runs.
+    """See that the service runs; one that was started a moment ago has a moment.
 
     Raises:
         ConfigError: It does not.
     """
-    if not disk.is_locked(home.serving):
-        raise ConfigError(f"{home.folder}: its service does not run", f"run: intramural-aggregator serve {home.folder}")
+    until = time.monotonic() + _STARTS
+    while not disk.is_locked(home.serving):
+        if time.monotonic() > until:
+            raise ConfigError(
+                f"{home.folder}: its service does not run", f"run: intramural-aggregator serve {home.folder}"
+            )
+        time.sleep(_TICK)

@@ -162,8 +162,14 @@ class SuperLink:
 
     @property
     def _environment(self) -> dict[str, str]:
-        """Of every Flower program: its own folder, no telemetry, no update check, nothing installed."""
+        """Of every Flower program: its own folder, no telemetry, no update check, nothing installed.
+
+        Flower starts programs of its own by their bare names, so theirs is the first folder that is searched:
+        a service of the system has none of this environment's on its path.
+        """
+        beside = str(Path(sys.executable).parent)
         return {
+            "PATH": os.pathsep.join(filter(None, (beside, os.environ.get("PATH", os.defpath)))),
             "FLWR_HOME": str(self._folder),
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",

@@ -38,6 +38,7 @@ def write_hospital(
     size: int = 64,
     style: int | None = None,
     studies: Sequence[str] = ("demo",),
+    coordinator: Path | None = None,
 ) -> Path:
     """Write a make-believe hospital.
 
@@ -54,6 +55,7 @@ def write_hospital(
         size: Rows and columns of a slice, 32 (JPEG 2000 needs as many) to 1024.
         style: Index into `STYLES`; from the name and the seed by default.
         studies: Studies that its policy allows.
+        coordinator: The coordinator's public file, to take part over the network.
 
     Returns:
         The path of the written `site.toml`.
@@ -78,7 +80,9 @@ def write_hospital(
     habits = STYLES[style]
     clinic, people = populate(_rng("people", name, seed), patients)
     salt = _salt(name, seed, [patient.mrn for patient in people])
-    site = paperwork.site_toml(name=name, seed=seed, style=habits, salt=salt, studies=studies)
+    if coordinator is not None:
+        coordinator = coordinator.absolute()
+    site = paperwork.site_toml(name=name, seed=seed, style=habits, salt=salt, studies=studies, coordinator=coordinator)
     Site.parse(paperwork.parse(site), source=f"phantom of {name!r}", folder=folder)  # before anything is written
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(

@@ -3,6 +3,7 @@
 import json
 import tomllib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from models.errors import ConfigError
@@ -82,7 +83,7 @@ device = "auto"
 # CPU threads for training.
 threads = 1
 # The coordinator's public file, to take part over the network; simulations need none.
-# coordinator = "coordinator.json"
+{coordinator}
 """
 
 _README = """\
@@ -103,7 +104,9 @@ Written from the name `{name}` and the seed {seed}: the same two give the same b
 """
 
 
-def site_toml(*, name: str, seed: int, style: Style, salt: str, studies: Sequence[str]) -> str:
+def site_toml(
+    *, name: str, seed: int, style: Style, salt: str, studies: Sequence[str], coordinator: Path | None = None
+) -> str:
     """The text of `site.toml`.
 
     Args:
@@ -112,6 +115,7 @@ def site_toml(*, name: str, seed: int, style: Style, salt: str, studies: Sequenc
         style: Gives the shape of the table of labels.
         salt: At least 16 characters.
         studies: Studies that the policy allows.
+        coordinator: The coordinator's public file, if the hospital is to take part over the network.
     """
     return _SITE.format(
         name=name,
@@ -125,6 +129,7 @@ def site_toml(*, name: str, seed: int, style: Style, salt: str, studies: Sequenc
         value=_toml(style.value),
         words=_table(dict(zip(style.words, ("lesion", "none"), strict=True))),
         studies=_toml(list(studies)),
+        coordinator=f"coordinator = {_toml(str(coordinator))}" if coordinator else '# coordinator = "coordinator.json"',
     )
 
 

@@ -691,10 +691,13 @@ def test_the_process_follows_orders_past_every_proxy_and_ends_when_told(
     proxied = {**os.environ, "http_proxy": "http://127.0.0.1:9", "no_proxy": "example.org"}
     command = [sys.executable, "-m", "silos.executor", str(site), "--address", node.address]
     command += ["--secret", str(secret), "--log-json"]
-    running = subprocess.Popen(command, env=proxied, stderr=subprocess.PIPE)
-    assert node.answer(120).has_content()
-    running.terminate()
-    _, talk = running.communicate(timeout=60)
+    with subprocess.Popen(command, env=proxied, stderr=subprocess.PIPE) as running:
+        try:
+            assert node.answer(120).has_content()
+            running.terminate()
+            _, talk = running.communicate(timeout=60)
+        finally:
+            running.kill()
     assert running.returncode == 0, talk.decode()
     assert all(json.loads(line)["level"] in ("info", "warning") for line in talk.decode().splitlines())
 

@@ -38,6 +38,7 @@ from models.ledger import Event, Signer, read
 from models.processes import Process, Supervisor
 from silos import node as node_module
 from silos import service
+from silos.cohort import match, read_labels
 from silos.config import Site
 from silos.enrolment import join
 from silos.journal import RESTART_NODE
@@ -78,7 +79,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
     """A coordinator that admits who shows its certificate; nothing of it runs yet."""
     port = free_port()
     folder = tmp_path_factory.mktemp("coordinator") / "home"
-    home = Home.create(folder, f"127.0.0.1:{port}", listen=f"127.0.0.1:{port}", require_certificates=True)
+    Home.create(folder, f"127.0.0.1:{port}", listen=f"127.0.0.1:{port}", require_certificates=True)
     settings = folder / "service.toml"
     settings.write_text(re.sub("superlink_port = .*", f"superlink_port = {free_port()}", settings.read_text()))
     return Home.open(folder)
@@ -127,7 +128,7 @@ EXECUTOR = """#!/bin/sh
 echo start >> {folder}/executor.starts
 {first}
 echo '{{"state": "waiting", "since": 1000, "last_order": null}}' > {work}/executor.json
-[ $(wc -l < {folder}/executor.starts) = 1 ] && {{ {then} }}
+[ $(wc -l < {folder}/executor.starts) = 1 ] && {{ {then}; }}
 trap "exit 0" TERM
 while true; do sleep 0.1; done
 """
@@ -211,7 +212,7 @@ def test_a_runtime_port_that_the_site_names_is_used(site: Path, home: Home) -> N
 
 
 def test_an_executor_that_asks_for_a_new_supernode_gets_one(fakes: Fakes) -> None:
-    with fakes.run(then=f"sleep 0.5; exit {RESTART_NODE};"):
+    with fakes.run(then=f"sleep 0.5; exit {RESTART_NODE}"):
         eventually(lambda: fakes.starts("node") == 2 and fakes.starts("executor") == 2)
         assert health(fakes.site)["state"] != "stopped"
     assert (fakes.starts("node"), fakes.starts("executor")) == (2, 2)
@@ -219,7 +220,7 @@ def test_an_executor_that_asks_for_a_new_supernode_gets_one(fakes: Fakes) -> Non
 
 def test_a_supernode_that_does_not_end_is_killed(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "_STUBBORN", 0.3)
-    with fakes.run(trap='[ $(wc -l < "$0.starts") = 1 ] && trap "" TERM', then=f"sleep 0.5; exit {RESTART_NODE};"):
+    with fakes.run(trap='[ $(wc -l < "$0.starts") = 1 ] && trap "" TERM', then=f"sleep 0.5; exit {RESTART_NODE}"):
         eventually(lambda: fakes.starts("node") == 2)
 
 
@@ -234,7 +235,7 @@ def test_a_supernode_with_an_order_that_nobody_is_given_is_started_anew(
 
 
 def test_a_killed_executor_is_started_again(fakes: Fakes) -> None:
-    with fakes.run(then="sleep 0.3; kill -9 $$;"):
+    with fakes.run(then="sleep 0.3; kill -9 $$"):
         eventually(lambda: fakes.starts("executor") == 2)
     assert fakes.starts("node") == 1
 
@@ -246,7 +247,7 @@ def test_a_hospital_that_cannot_be_opened_ends_the_service_with_the_executors_co
 
 
 def test_an_executor_that_fails_later_does_not_end_the_service(fakes: Fakes) -> None:
-    with fakes.run(then="sleep 0.3; exit 1;"):
+    with fakes.run(then="sleep 0.3; exit 1"):
         eventually(lambda: fakes.starts("executor") == 2)
     assert fakes.code == 0
 
@@ -297,6 +298,21 @@ def test_the_supernodes_talk_is_understood(site: Path, home: Home, line: str, li
     assert node.link is link
 
 
+def test_the_systemd_unit_starts_what_there_is(tmp_path: Path) -> None:
+    unit = (REPOSITORY / "configs" / "intramural-silo.service").read_text()
+    (start,) = re.findall(r"^ExecStart=(.*)$", unit, re.MULTILINE)
+    program, *words = start.split()
+    site = str(tmp_path / "site.toml")
+    done = subprocess.run(
+        [sys.executable, "-m", "silos.cli", *(site if word.endswith("site.toml") else word for word in words)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert Path(program).name == "intramural-silo"
+    assert (done.returncode, done.stderr.startswith(f"error: {site}")) == (1, True), done.stderr
+
+
 def with_certificate(site: Path) -> None:
     site.write_text(site.read_text().replace("[run]", '[run]\ncertificate = "north.crt"'))
 
@@ -336,6 +352,8 @@ class Coordinator:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for pid in self._supervisor.running().values():
+            os.kill(pid, signal.SIGKILL)  # a SuperLink takes its time to end, and this one is not needed any more
         self._supervisor.stop()
 
     def _answers(self) -> bool:
@@ -455,7 +473,8 @@ class Federation:
             self.service = subprocess.Popen(command, stdout=log, stderr=log)
 
         def ready() -> int:
-            assert self.service and self.service.poll() is None, self.log.read_text()
+            assert self.service
+            assert self.service.poll() is None, self.log.read_text()
             found = health(self.site)
             return int(found["node_id"]) if found.get("state") == "waiting" else 0
 
@@ -501,6 +520,7 @@ def federation(home: Home, joined: Path, tmp_path_factory: pytest.TempPathFactor
         with federation.study:
             federation.start()
             yield federation
+            federation.app.grid.close()
             if federation.service and federation.service.poll() is None:
                 federation.stop()
 
@@ -545,7 +565,7 @@ def test_a_bundle_with_code_in_it_is_neither_unpacked_nor_run(federation: Federa
 
     assert (answer.error.code, answer.error.reason) == (7, "bundle.code")
     assert not federation.marker.exists()
-    assert not [path for path in work(federation.site).rglob("app.py")]
+    assert not list(work(federation.site).rglob("app.py"))
     assert federation.events()[-1] == (Event.ORDER_REJECTED, "bundle.code")
 
 
@@ -554,6 +574,8 @@ def test_stopped_it_ends_clean_and_started_again_it_is_let_in_at_once(federation
     assert federation.stop() == 0
     assert health(federation.site)["state"] == "stopped"
     assert all(gone(found[name]) for name in ("supernode", "executor", "forwarder"))
+    said = [json.loads(line)["message"] for line in federation.log.read_text().splitlines()]
+    assert f"connected to the coordinator as node {found['node_id']}" in said
     began = time.monotonic()
     federation.start()
     assert time.monotonic() - began < 55  # one that was killed is not let in for a minute
@@ -564,18 +586,19 @@ def test_nothing_of_a_patient_reaches_the_coordinator_not_even_in_an_error(
 ) -> None:
     site = Site.load(federation.site)
     canaries = (federation.site.parent / "canaries.txt").read_text().splitlines()
-    labels = site.data.labels.file
-    labels.write_text(labels.read_text().replace("\n", f"\n{canaries[0]}", 1))
-    for path in sorted(site.data.root.rglob("*"))[:1000:2]:
-        if path.is_file():
-            path.write_bytes(path.read_bytes()[:600])
-    node = health(federation.site)["node_id"]
-    answer = federation.app.answer(federation.app.ask(federation.order(), node))
-    federation.received.append(answer)
+    labels = site.data.labels
+    table = read_labels(labels)
+    table[labels.value] = canaries[0]  # a name has slipped into the wrong column
+    table.to_csv(labels.file, sep=labels.delimiter, index=False)
+    with pytest.raises(ConfigError, match=re.escape(canaries[0])):
+        match(table, site.data, ["none", "lesion"], {})
+    number = federation.app.ask(federation.order(), health(federation.site)["node_id"])
+    assert federation.take(federation.app.answer(number)) == Kind.REFUSAL
+    assert b"config" in wire.unpack(federation.received[-1].content).body
 
     home = federation.coordinator.home.folder
     stored = [path.read_bytes() for path in home.glob("superlink*") if path.is_file()]
-    assert len(stored) >= 2
+    assert any(b"intramural" in blob for blob in stored)  # what travels does stand there, to be found
     travelled = [repr(message.content).encode() if message.has_content() else b"" for message in federation.received]
     assert search(canaries, [*stored, *travelled]) == set()
     told = [
