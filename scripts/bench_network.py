@@ -121,7 +121,6 @@ FLOWER = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
 }
 
 
@@ -552,6 +551,7 @@ def main() -> int:
     parser.add_argument("--silos", type=int, nargs="+", default=[2], help="hospitals in E, 2 to 4 (default: 2)")
     parser.add_argument("--work", type=Path, help="a folder for the federations (default: a temporary one)")
     options = parser.parse_args()
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # Flower's own starts by name
     findings: list[Finding] = []
     with contextlib.ExitStack() as stack:
         work = (options.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))).resolve()

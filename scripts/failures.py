@@ -119,6 +119,12 @@ class Trial(Federation):
         with mock.patch.dict(os.environ, self.environment if name == STRUCK else {}):
             super().start(name)
 
+    def wait_for_nodes(self, names: Sequence[str], seconds: float = _LIMIT) -> None:
+        """Wait until these hospitals say that they are connected."""
+        logs = {name: self.folder / "logs" / f"{name}.log" for name in names}
+        if not self.wait(lambda: all("connected to the coord" in log.read_text() for log in logs.values()), seconds):
+            raise SystemExit(f"not connected after {seconds:g} s; see {self.folder / 'logs'}")
+
     @property
     def work(self) -> Path:
         """The work folder of the hospital that is struck."""
@@ -451,7 +457,7 @@ def set_up(folder: Path) -> None:
         ("rounds", ROUNDS),
         ("min_silos", ENOUGH),
         ("deadline", DEADLINE),
-        ("epochs", 8),
+        ("epochs", 5),
     ):
         replace(plan, rf"(?m)^{key} = \S+", f"{key} = {value}")
     sites = [
@@ -557,8 +563,9 @@ def compare(row: Row, planned: Scenario, model: str, expected: str) -> None:
     row.broken = row.broken.strip("; ")
 
 
-def publish(rows: dict[str, Row], results: Path) -> None:
-    """Write the table, as Markdown and as CSV."""
+def publish(new: dict[str, Row], results: Path) -> None:
+    """Write the table, as Markdown and as CSV; rows of earlier runs stay."""
+    rows = known_rows(results) | new
     order = ["undisturbed", *SCENARIOS]
     ordered = sorted(rows.values(), key=lambda row: order.index(row.scenario))
     columns = [field.name for field in fields(Row)]
@@ -615,7 +622,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         expected = perform(template, work / "undisturbed", None, calm)
         calm.undisturbed = calm.seconds
         print(calm, flush=True)
-        rows = {**known_rows(options.results), "undisturbed": calm}
+        rows = {"undisturbed": calm}
         broken = bool(calm.broken)
         for name in options.only:
             planned = SCENARIOS[name]
