@@ -32,6 +32,7 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the study, or go on with it."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname).1s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # Flower writes what is logged into its database, line by line
     home = Home.open(Path(os.environ[SERVICE]))
     digest = str(context.run_config[STUDY])
     wanted = runs.wanted(home).get(digest)

@@ -4,9 +4,13 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from aggregator.audit import as_json, reconcile, verify
+from aggregator.audit import as_json, check, prove, reconcile, verify
+from aggregator.audit.proofs import load
 from models.console import OK, UNVERIFIED, run_command, show_json, show_table
 from models.ledger import Verifier, read
+from models.ledger.canonical import canonical, digest
+from models.ledger.disk import create
+from models.ledger.vocabulary import json_schema
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -16,15 +20,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    check = commands.add_parser("verify", help="check a ledger against its signed head, line by line")
-    check.add_argument("ledger", type=Path, nargs="+", help="ledger folder, or the study or work folder it is in")
-    check.add_argument("--key", help="the public key (vkey) it must be signed with; by default the one it names")
-    _json(check)
-    check.set_defaults(run=_verify)
+    one = commands.add_parser("verify", help="check a ledger against its signed head, line by line")
+    one.add_argument("ledger", type=Path, nargs="+", help="ledger folder, or the study or work folder it is in")
+    one.add_argument("--key", help="the public key (vkey) it must be signed with; by default the one it names")
+    _json(one)
+    one.set_defaults(run=_verify)
 
     compare = commands.add_parser("reconcile", help="prove that the aggregator's and hospitals' ledgers agree")
-    compare.add_argument("aggregator", type=Path, help="the study's ledger, or the study folder")
-    compare.add_argument("silo", type=Path, nargs="+", help="hospitals' ledgers, or their work folders")
+    compare.add_argument("aggregator", type=Path, help="the study's ledger or folder, or its proof file")
+    compare.add_argument("silo", type=Path, nargs="+", help="hospitals' ledgers or work folders, or their proof files")
     _json(compare)
     compare.set_defaults(run=_reconcile)
 
@@ -32,6 +36,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     show.add_argument("ledger", type=Path, help="ledger folder, or the study or work folder it is in")
     _json(show)
     show.set_defaults(run=_show)
+
+    proof = commands.add_parser("prove", help="write a small file that proves an exchange to a third person")
+    proof.add_argument("ledger", type=Path, help="ledger folder, or the study or work folder it is in")
+    proof.add_argument("--study", help="name or digest, if the ledger knows of several")
+    proof.add_argument("--peer", help="the other party, if the study has several")
+    proof.add_argument("--exchange", help="one statement, by its xid; by default the newest in both directions")
+    proof.add_argument("--documents", action="store_true", help="add what was asked and what left, in full")
+    proof.add_argument("--out", type=Path, required=True, help="the file; nothing is overwritten")
+    proof.set_defaults(run=_prove)
+
+    shown = commands.add_parser("check", help="check such a file; it needs no ledger")
+    shown.add_argument("proof", type=Path, nargs="+", help="file that `prove` made")
+    shown.add_argument(
+        "--key", nargs="+", action="extend", default=[], help="public keys (vkey) of the parties, from them"
+    )
+    _json(shown)
+    shown.set_defaults(run=_check)
+
+    again = commands.add_parser("replay", help="make every combined model anew from the updates that were kept")
+    again.add_argument("study", type=Path, help="study folder, of a plan with keep_updates = true")
+    _json(again)
+    again.set_defaults(run=_replay)
+
+    schema = commands.add_parser("schema", help="print the JSON Schema of a ledger's lines")
+    schema.set_defaults(run=_schema)
     return run_command(parser, argv)
 
 
@@ -108,10 +137,67 @@ def _show(arguments: argparse.Namespace) -> int:
     for record in opened.records:
         statement = record.body.get("statement", {})
         pair = f"{statement['src']} -> {statement['dst']}" if statement else record.body.get("silo", "")
+        xid = digest(canonical(statement))[:16] if statement else str(record.body.get("xid", ""))[:16]
         code = record.body.get("code", "")
-        rows.append((record.seq + 1, record.ts, record.event.value, record.round, pair, statement.get("nbytes"), code))
-    columns = ("line", "time (UTC)", "event", "round", "pair", "bytes", "code")
+        what = (record.event.value, record.round, pair, xid, statement.get("nbytes"), code)
+        rows.append((record.seq + 1, record.ts, *what))
+    columns = ("line", "time (UTC)", "event", "round", "pair", "exchange", "bytes", "code")
     show_table(f"ledger of {opened.verifier.name}, signed at {opened.head.size} lines", columns, rows)
+    return OK
+
+
+def _prove(arguments: argparse.Namespace) -> int:
+    folder = ledger_folder(arguments.ledger)
+    proof = prove(folder, arguments.study, arguments.peer, arguments.exchange, arguments.documents)
+    content = proof.encode()
+    create(arguments.out, content)
+    print(f"{arguments.out}: {len(proof.lines)} lines of the ledger of {proof.verifier.name}, {len(content)} bytes")
+    return OK
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    keys = [Verifier.parse(key) for key in arguments.key]
+    found = [check(load(path), keys) for path in arguments.proof]
+    if arguments.json:
+        show_json([as_json(item) for item in found])
+        return OK if all(item.ok for item in found) else UNVERIFIED
+    for path, item in zip(arguments.proof, found, strict=True):
+        size = item.head.size if item.head else "?"
+        rows = [
+            (
+                *(shown.statement.kind.value, shown.statement.round, f"{shown.statement.src} -> {shown.statement.dst}"),
+                *(shown.statement.n, shown.statement.xid[:16], shown.statement.nbytes, shown.time),
+                "yes, and not used: " + shown.code if shown.code else "yes" if shown.receipt else "not shown",
+            )
+            for shown in [*item.sent, *item.received]
+        ]
+        columns = ("kind", "round", "pair", "number", "exchange", "bytes", "written (UTC)", "receipt")
+        show_table(f"{path}: from the ledger of {item.party}, {size} lines; study {item.study[:16]}", columns, rows)
+        for name, key in item.keys.items():
+            print(f"  {name}: {key} ({'the key given' if name in item.trusted else 'as the file says'})")
+        print("\n".join(["  ok"] if item.ok else [f"  FAILED: {problem}" for problem in item.problems]))
+    return OK if all(item.ok for item in found) else UNVERIFIED
+
+
+def _replay(arguments: argparse.Namespace) -> int:
+    from aggregator.audit.replay import replay  # here: it alone needs numpy
+
+    found = replay(arguments.study)
+    if arguments.json:
+        show_json(found.as_json())
+    else:
+        rows = [
+            ("same" if m.found == m.recorded else "DIFFERS", m.round, ", ".join(m.inputs), m.recorded, m.found[:16])
+            for m in found.models
+        ]
+        columns = ("", "round", "inputs, in order", "model in the ledger", "made here")
+        show_table(f"study {found.study[:16]}: {found.orders} orders offer these models", columns, rows)
+        print("\n".join(f"FAILED: {problem}" for problem in found.problems) or "every model is what its updates give")
+    return OK if found.ok else UNVERIFIED
+
+
+def _schema(_: argparse.Namespace) -> int:
+    show_json(json_schema())
     return OK
 
 

@@ -51,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     stop = commands.add_parser("stop", help="stop a study that runs over the network; `run` goes on with it")
     stop.add_argument("study", type=Path, help="study folder")
     stop.add_argument("--service", type=Path, metavar="HOME", required=True, help="service folder")
+    _json(stop)
     stop.set_defaults(run=_stop)
 
     show = commands.add_parser("show", help="show what was planned and what happened, round by round")
@@ -150,7 +151,11 @@ def _stop(arguments: argparse.Namespace) -> int:
     from aggregator.service.home import Home
     from aggregator.service.studies import stop
 
-    stop(Home.open(arguments.service), arguments.study)
+    study = stop(Home.open(arguments.service), arguments.study)
+    if arguments.json:
+        show_json(study)
+    else:
+        print(f"{study['name']} is stopped after round {study['round']} of {study['rounds']}")
     return OK
 
 

@@ -26,14 +26,20 @@ def weighted_mean(weights: Sequence[float], vectors: Iterable[Vector]) -> Vector
     """
     total = math.fsum(weights)
     mean: Vector | None = None
-    for weight, vector in zip(weights, vectors, strict=True):
-        factor = np.float32(weight / total)
+    rest = iter(vectors)
+    for weight in weights:  # not `zip`, which would keep a vector until the next one is there
+        vector, factor = next(rest, None), np.float32(weight / total)
+        if vector is None:
+            raise ValueError("there are more weights than updates")
         if mean is None:
             mean = vector * factor
-            continue
-        for start in range(0, vector.size, _CHUNK):
-            part = slice(start, start + _CHUNK)
-            mean[part] += vector[part] * factor
+        else:
+            for start in range(0, vector.size, _CHUNK):
+                part = slice(start, start + _CHUNK)
+                mean[part] += vector[part] * factor
+        del vector
+    if next(rest, None) is not None:
+        raise ValueError("there are more updates than weights")
     if mean is None:
         raise ValueError("the mean of no update is not defined")
     return mean

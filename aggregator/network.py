@@ -1,13 +1,22 @@
 """Hospitals on the network: Flower's Grid of a running ServerApp, and which hospital each node is.
 
 Nodes that nobody admitted do not exist here, and replies are fetched one at a time, so that the
-coordinator holds one model however many hospitals answer at once.
+coordinator holds one model however many hospitals answer at once. While a reply is put together it is in
+memory twice; Flower's own way has it there three times. Written against Flower 1.41.
 """
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from flwr.app import Message, RecordDict
+from flwr.app import Array, Message, RecordDict
+from flwr.app.message.arraychunk import ArrayChunk
 from flwr.serverapp import Grid
+from flwr.supercore.inflatable.inflatable_object import (
+    InflatableObject,
+    get_object_body,
+    get_object_children_ids_from_object_content,
+)
+from flwr.supercore.inflatable.inflatable_utils import inflatable_class_registry
 from flwr.supercore.run import Run
 
 from aggregator.grid import StudyGrid
@@ -24,6 +33,7 @@ class NetworkGrid(StudyGrid):
 
     def __init__(self, grid: Grid, roster: Callable[[], Mapping[int, Verifier]]) -> None:
         self._grid, self._roster = grid, roster
+        inflatable_class_registry[Array.__qualname__] = _LeanArray
 
     @property
     def roster(self) -> Mapping[int, Verifier]:
@@ -66,3 +76,22 @@ class NetworkGrid(StudyGrid):
     ) -> Message:
         """Make a message to a node."""
         return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
+
+
+class _LeanArray(InflatableObject):
+    """Reads what Flower wrote of an array, as `Array.inflate` does, but joins the pieces in one step."""
+
+    @classmethod
+    def inflate(cls, object_content: bytes, children: dict[str, InflatableObject] | None = None) -> Array:
+        """Put an array together from its pieces.
+
+        Raises:
+            ValueError: A piece is not one.
+        """
+        names = get_object_children_ids_from_object_content(object_content)
+        fields = json.loads(get_object_body(object_content, Array))
+        pieces = [(children or {})[names[number]] for number in fields["arraychunk_ids"]]
+        if not all(isinstance(piece, ArrayChunk) for piece in pieces):
+            raise ValueError("an array consists of pieces of arrays")
+        data = b"".join(piece.data for piece in pieces if isinstance(piece, ArrayChunk))
+        return Array(fields["dtype"], tuple(fields["shape"]), fields["stype"], data)

@@ -38,6 +38,8 @@ _MESSAGE_TYPE = {"train": MessageType.TRAIN, "evaluate": MessageType.EVALUATE, "
 _POLL = (0.2, 2.0)  # seconds between two looks for replies, at first and at most
 _PATIENCE = 20  # a look for replies is due when a twentieth of the time waited so far has passed
 _GATHER = 10.0  # seconds that a run's first round waits for hospitals that are still connecting
+_RETURN = 90.0  # seconds that a hospital which went away with an order is waited for; Flower refuses it for 60
+_AWAY = 5  # Flower's code for "the node is gone": no answer to that order will come
 
 
 @dataclass(frozen=True)
@@ -166,20 +168,42 @@ class _Run:
         study.drop_updates(round_)
 
     def visit(self, visit: Visit, round_: int, position: Position, nodes: list[int]) -> None:
-        """Send an order to each node and take in what comes back; each reply ends as one ledger line."""
+        """Send an order to each node and take in what comes back; each reply ends as one ledger line.
+
+        A hospital that goes away with its order, as one that is started again does, gets it once more when it
+        is back.
+        """
         waiting = self.send(visit, round_, position, nodes)
+        away: dict[int, tuple[Asked, float]] = {}  # since when, by node
+        again: set[int] = set()
         started = time.monotonic()
-        while waiting:
+        while waiting or away:
             for reply in self.grid.pull_messages(list(waiting)):
-                expected = waiting.pop(reply.metadata.reply_to_message_id, None)
-                if expected:
-                    self.take(reply, *expected)
+                node, asked = waiting.pop(reply.metadata.reply_to_message_id, (None, None))
+                if node is None or asked is None:
+                    continue
+                if node not in again and reply.has_error() and reply.error.code == _AWAY:
+                    log.warning("round %d: %s went away", round_, self.name(node))
+                    away[node] = (asked, time.monotonic())
+                else:
+                    self.take(reply, node, asked)
+                del reply  # before the next one comes: one model is in memory, not two
             waited = time.monotonic() - started
             if waited > self.plan.deadline:
                 break
-            if waiting:
+            there = set(self.grid.get_node_ids()) if away else set()
+            for node, (asked, since) in list(away.items()):
+                if node in there:
+                    log.info("round %d: %s is back, and is asked again", round_, self.name(node))
+                    del away[node]
+                    again.add(node)
+                    waiting |= self.send(visit, round_, position, [node])
+                elif node not in self.grid.roster or time.monotonic() - since > _RETURN:
+                    del away[node]
+                    self.silent(node, asked)
+            if waiting or away:
                 time.sleep(min(max(waited / _PATIENCE, _POLL[0]), _POLL[1]))
-        for node, asked in waiting.values():
+        for node, asked in [*waiting.values(), *((node, asked) for node, (asked, _) in away.items())]:
             self.silent(node, asked)
 
     def send(self, visit: Visit, round_: int, position: Position, nodes: list[int]) -> "dict[str, tuple[int, Asked]]":

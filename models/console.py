@@ -5,6 +5,7 @@ Every command of the toolkit goes through `run_command`, so that exit codes mean
 """
 
 import argparse
+import itertools
 import json
 import logging
 import os
@@ -14,14 +15,12 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any
-
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from typing import TYPE_CHECKING, Any
 
 from models.errors import BadSignature, DigestMismatch, IntramuralError, Rewritten
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
 
 OK, FAILED, USAGE, UNVERIFIED = 0, 1, 2, 3
 
@@ -113,12 +112,28 @@ def show_json(value: Any) -> None:
 
 
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table; in a pipe it is as wide as it needs to be."""
+    """Print a table; in a pipe it is as wide as it needs to be. Without rich it has no frame."""
+    cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
+    try:
+        from rich.console import Console
+        from rich.markup import escape
+        from rich.table import Table
+    except ImportError:  # a stranger's machine, where nothing but the auditor's command is installed
+        print("\n".join([title, *_plain([list(columns), *cells])]))
+        return
     console = Console(width=None if sys.stdout.isatty() else 160)
     table = Table(*columns, title=title, title_justify="left", title_style="bold")
-    for row in rows:
-        table.add_row(*("" if cell is None else escape(str(cell)) for cell in row))
+    for row in cells:
+        table.add_row(*map(escape, row))
     console.print(table)
+
+
+def _plain(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Lines of text in which each column is as wide as its widest cell."""
+    widths = [max(len(line) for cell in column for line in cell.split("\n")) for column in zip(*rows, strict=True)]
+    for row in rows:
+        for cells in itertools.zip_longest(*(cell.split("\n") for cell in row), fillvalue=""):
+            yield "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
 
 
 @contextmanager
@@ -127,6 +142,9 @@ def progress() -> Iterator[Report]:
     if not sys.stderr.isatty():
         yield _lines
         return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = TextColumn("{task.description:<16}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         known: dict[str, TaskID] = {}

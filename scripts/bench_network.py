@@ -22,6 +22,7 @@ import platform
 import re
 import shlex
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +52,11 @@ STUDY = "bench"
 ROUND, SHARE, MODELS = 3.0, 20, 3
 """The bars: seconds per round; how often our CPU seconds fit into Flower's; model sizes in the ServerApp."""
 
-TINY = {"epochs = 2": "steps = 1", r"# arguments = .*": "arguments = { channels = [4] }", r"size = .*": "size = [16, 16]"}
+TINY = {
+    "epochs = 2": "steps = 1",
+    r"# arguments = .*": "arguments = { channels = [4] }",
+    r"size = .*": "size = [16, 16]",
+}
 LARGE = {
     **TINY,
     r'name = "cnn".*': 'name = "resnet18"',
@@ -255,7 +261,11 @@ class Bench(Federation):
         super().__init__(folder, sites)
         plan = folder / "study.toml"
         shutil.copy(PLAN, plan)
-        shared = {"^name = .*": f'name = "{STUDY}"', "rounds = .*": f"rounds = {rounds}", "min_silos = .*": "min_silos = 1"}
+        shared = {
+            "^name = .*": f'name = "{STUDY}"',
+            "rounds = .*": f"rounds = {rounds}",
+            "min_silos = .*": "min_silos = 1",
+        }
         for pattern, text in {**shared, **changes}.items():
             replace(plan, f"(?m){pattern}", text)
         for site in sites:
@@ -265,19 +275,21 @@ class Bench(Federation):
     def serve(self, start: Callable[[str], None] | None = None) -> None:
         """Start all services, and wait until the hospitals are connected."""
         self.start("aggregator")
+        while any(hospital["status"] == "unknown" for hospital in self.status()["hospitals"]):
+            time.sleep(1)  # who dials before it is let in is refused, and tries again later
         for name in self.sites:
             (start or self.start)(name)
         self.wait_for_nodes(list(self.sites))
 
     def start_flowers(self, name: str) -> None:
         """A hospital's SuperNode with Flower's own executor, which the toolkit itself never uses."""
-        self._spawn(name, self._supernode(name, free_port()) + ["--isolation", "subprocess"])
+        self._spawn(name, [*self._supernode(name, free_port()), "--isolation", "subprocess"])
 
     def start_timed(self, name: str, app: str) -> None:
         """A hospital's SuperNode and the toolkit's executor, which writes down how long it takes."""
         port, secret = free_port(), self.folder / f"{name}.secret"
         secret.write_bytes(os.urandom(32))
-        node = self._supernode(name, port) + ["--isolation", "process", "--superexec-auth-secret-file", str(secret)]
+        node = [*self._supernode(name, port), "--isolation", "process", "--superexec-auth-secret-file", str(secret)]
         executor = [sys.executable, __file__, "executor", str(self.sites[name]), f"127.0.0.1:{port}", str(secret), app]
         executor.append(str(self.folder / f"{name}.jsonl"))
         # A shell, so that one process stands for the hospital; it ends both.
@@ -307,7 +319,7 @@ class Bench(Federation):
         """Seconds between the ends of two rounds: when each model's file was written."""
         models = sorted((self.study / "models").glob("*.safetensors"))[1:]
         stamps = [model.stat().st_mtime_ns / 1e9 for model in models]
-        return [after - before for before, after in zip(stamps, stamps[1:], strict=False)]
+        return [after - before for before, after in pairwise(stamps)]
 
     def span(self) -> tuple[float, float]:
         """When the first and the last round ended."""
@@ -340,14 +352,18 @@ def part_a(work: Path, options: argparse.Namespace) -> Iterator[Finding]:
         federation.run()
         seconds, silos = federation.round_seconds(), federation.sites
         median = statistics.median(seconds)
-        yield Finding("A", "seconds per round, 2 hospitals, 1 training step", spread(seconds), "median < 3 s", median < ROUND)
+        yield Finding(
+            "A", "seconds per round, 2 hospitals, 1 training step", spread(seconds), "median < 3 s", median < ROUND
+        )
         cpu = [watch.seconds(name, *federation.span()) / len(seconds) for name in silos]
         yield Finding("A", "CPU of an executor per round, training included", spread(cpu))
         once = all(len(watch.executors[name]) == 1 for name in silos)
         count = ", ".join(f"{name} {len(watch.executors[name])}" for name in silos)
         yield Finding("A", "executor processes over the study (torch imported once in each)", count, "1 each", once)
         asked = (options.rounds + 1) * len(silos)
-        yield Finding("A", "updates accepted", f"{federation.accepted()} of {asked}", "all", federation.accepted() == asked)
+        yield Finding(
+            "A", "updates accepted", f"{federation.accepted()} of {asked}", "all", federation.accepted() == asked
+        )
 
 
 def part_b(work: Path, options: argparse.Namespace) -> Iterator[Finding]:
@@ -376,14 +392,14 @@ def part_c(work: Path, options: argparse.Namespace) -> Iterator[Finding]:
     try:
         for whose, count in (("ours", 4 * options.rounds), ("Flower's", options.rounds)):
             with bench(work, f"C-{whose[:4]}", TINY, 1, silos=1) as (federation, watch):
-                timed = lambda name: federation.start_timed(name, "empty")  # noqa: B023, E731 - used at once
+                timed = lambda name: federation.start_timed(name, "empty")  # noqa: E731 - used at once
                 federation.serve(timed if whose == "ours" else federation.start_flowers)
                 component = "silos.app:app" if whose == "ours" else "bench_apps:client"
                 sent = ask_empty(federation, component, count)
                 watch.look()
                 name = next(iter(federation.sites))
                 per_message[whose] = watch.seconds(name, sent[1], sent[-1] + 1.5) / count
-                walls = [after - before for before, after in zip(sent[1:], sent[2:], strict=False)]
+                walls = [after - before for before, after in pairwise(sent[1:])]
                 value = f"{per_message[whose]:.3f} s"
                 yield Finding("C", f"CPU per message, empty app, {whose} executor ({count} messages)", value)
                 yield Finding("C", f"seconds per message, empty app, {whose} executor", spread(walls))
@@ -406,7 +422,9 @@ def ask_empty(federation: Bench, component: str, count: int) -> list[float]:
     end = time.monotonic() + 600
     while not out.exists() or not out.stat().st_size:
         if done.returncode or time.monotonic() > end:
-            raise SystemExit(f"the empty app gave no answer; see {federation.folder / 'logs'}\n{done.stdout}{done.stderr}")
+            raise SystemExit(
+                f"the empty app gave no answer; see {federation.folder / 'logs'}\n{done.stdout}{done.stderr}"
+            )
         time.sleep(0.5)
     sent: list[float] = json.loads(out.read_text())
     return sent
@@ -453,8 +471,16 @@ def part_e(work: Path, options: argparse.Namespace) -> Iterator[Finding]:
         peak = peaks.pop("ServerApp") / size
         whole = accepted == 2 * silos
         yield Finding("E", f"{of}: updates accepted", f"{accepted} of {2 * silos} in {seconds:.0f} s", "all", whole)
-        yield Finding("E", f"{of}: ServerApp's peak", f"{peak:.2f} models ({peak * size / 1e6:.0f} MB)", "< 3 models", peak < MODELS)
-        others = ", ".join(f"{role} {peaks[role] / 1e6:.0f} MB" for role in ("SuperLink", "door", "SuperNode", "executor"))
+        yield Finding(
+            "E",
+            f"{of}: ServerApp's peak",
+            f"{peak:.2f} models ({peak * size / 1e6:.0f} MB)",
+            "< 3 models",
+            peak < MODELS,
+        )
+        others = ", ".join(
+            f"{role} {peaks[role] / 1e6:.0f} MB" for role in ("SuperLink", "door", "SuperNode", "executor")
+        )
         yield Finding("E", f"{of}: peaks of the others", others)
 
 
@@ -463,13 +489,7 @@ PARTS = {"A": part_a, "B": part_b, "C": part_c, "D": part_d, "E": part_e}
 
 def executor(words: Sequence[str]) -> int:
     """Run the toolkit's executor with an app that does nothing, or with a note of how long each order takes."""
-    import signal
-    import sysconfig
-
-    sys.path.append(sysconfig.get_path("purelib"))
     from flwr.app import Message
-    from flwr.clientapp import ClientApp
-    from flwr.supercore.runtime import RuntimeHttpClient
 
     from models.exchange import wire
     from models.exchange.documents import Order
@@ -546,12 +566,15 @@ def main() -> int:
     if sys.argv[1:2] == ["executor"]:
         return executor(sys.argv[2:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS), help="which parts (default: all)")
+    parser.add_argument(
+        "--only", nargs="+", choices=list(PARTS), default=list(PARTS), help="which parts (default: all)"
+    )
     parser.add_argument("--rounds", type=int, default=9, help="rounds that are timed (default: 9)")
     parser.add_argument("--silos", type=int, nargs="+", default=[2], help="hospitals in E, 2 to 4 (default: 2)")
     parser.add_argument("--work", type=Path, help="a folder for the federations (default: a temporary one)")
     options = parser.parse_args()
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # Flower's own starts by name
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that no process is left behind
     findings: list[Finding] = []
     with contextlib.ExitStack() as stack:
         work = (options.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))).resolve()

@@ -1,7 +1,9 @@
 """A federation for real, on this machine: every party a process of its own, TLS between them, and the same bits.
 
-    python scripts/federation.py                        four make-believe hospitals, written below federation/
-    python scripts/federation.py --data lgg/hospitals   every DIR/*/site.toml, on copies of them
+    python scripts/federation.py                 four hospitals with real brain MR where that data is present
+                                                 (INTRAMURAL_LGG, or ../shared/data/lgg), else make-believe ones
+    python scripts/federation.py --phantoms      four make-believe hospitals
+    python scripts/federation.py --data DIR --plan STUDY.toml     every DIR/*/site.toml, on copies of them
 
 One coordinator's service and one service per hospital are set up with the commands that people use, from
 `init` to `run`. Then the same study is simulated in this process, and the models of both are compared round by
@@ -28,10 +30,14 @@ from aggregator import LocalGrid, Study, run
 from aggregator.audit import reconcile
 from aggregator.history import History, read_study
 from models.console import FAILED, OK, UNVERIFIED, show_table
+from models.ledger import Signer
+from models.plan import Plan
 from silos.config import Site
 
 HOSPITALS = ("north", "east", "south", "west")
-PLAN = Path(__file__).parent.parent / "configs" / "study.toml"
+ROOT = Path(__file__).parent.parent
+PLAN = ROOT / "configs" / "study.toml"
+LGG = Path(os.environ.get("INTRAMURAL_LGG", ROOT.parent / "shared" / "data" / "lgg"))
 
 
 class Federation:
@@ -135,17 +141,23 @@ def replace(path: Path, pattern: str, text: str) -> None:
     path.write_text(changed)
 
 
-def write_hospitals(folder: Path, data: Path | None, studies: Sequence[str]) -> list[Path]:
-    """Make-believe hospitals; or copies of the configurations in a folder, which read the same images."""
-    if data is None:
-        from silos.phantom import write_hospital
+def write_phantoms(folder: Path, studies: Sequence[str]) -> None:
+    """Four make-believe hospitals."""
+    from silos.phantom import write_hospital
 
-        for style, name in enumerate(HOSPITALS):
-            write_hospital(folder / name, name=name, seed=1, style=style, studies=studies)
-    else:
-        for site in sorted(data.glob("*/site.toml")):
-            shutil.copytree(site.parent, folder / site.parent.name)
-    return sorted(folder.glob("*/site.toml"))
+    for style, name in enumerate(HOSPITALS):
+        write_hospital(folder / name, name=name, seed=1, style=style, studies=studies)
+
+
+def write_brains(work: Path, data: Path) -> Path:
+    """The four hospitals with real brain MR, configured as `scripts/lgg.py` does it; the plan of a short study."""
+    import lgg
+
+    options = argparse.Namespace(data=data, work=work, seeds=[1], rounds=5, epochs=1)
+    for name in HOSPITALS:
+        lgg.write_site(options, work / "hospitals" / name, name, seed=1)
+        Signer.create(work / "hospitals" / name / f"{name}.key", name)
+    return lgg.write_plan(options, lgg.Arm("fedavg", 1))
 
 
 @contextlib.contextmanager
@@ -163,6 +175,7 @@ def simulated(folder: Path, plan: Path, sites: Sequence[Path]) -> Iterator[Histo
 def main() -> int:
     """Run the study both ways and compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--phantoms", action="store_true", help="make-believe hospitals, whatever data is there")
     parser.add_argument(
         "--data", type=Path, help="folder of real hospitals (DIR/*/site.toml), allowed in their policies"
     )
@@ -175,13 +188,18 @@ def main() -> int:
     if work.exists():
         print(f"error: {work}: exists already; remove it, or choose another --work", file=sys.stderr)
         return FAILED
-    name = re.search(r'^name = "([^"]+)"', options.plan.read_text(), re.M)
-    assert name, options.plan
-    sites = write_hospitals(work / "hospitals", options.data, [name[1]])
-    with simulated(work / "simulation", options.plan, sites) as history:
+    hospitals, plan = work / "hospitals", options.plan
+    if options.data:
+        shutil.copytree(options.data, hospitals, ignore=shutil.ignore_patterns("work"))
+    elif LGG.is_dir() and not options.phantoms:
+        plan = write_brains(work, LGG)
+    else:
+        write_phantoms(hospitals, [Plan.load(plan).name])
+    sites = sorted(hospitals.glob("*/site.toml"))
+    with simulated(work / "simulation", plan, sites) as history:
         expected = [item.model for item in history.rounds]
     with Federation(work, sites) as federation:
-        federation.set_up(options.plan, *(["--require-certificates"] if options.require_certificates else []))
+        federation.set_up(plan, *(["--require-certificates"] if options.require_certificates else []))
         if options.require_certificates:
             for hospital, site in federation.sites.items():
                 shutil.copy(federation.home / "hospitals" / f"{hospital}.crt", site.parent)
@@ -197,7 +215,11 @@ def main() -> int:
         (item.number, model[:16], item.model[:16], "same" if item.model == model else "DIFFERENT", len(item.accepted))
         for item, model in zip(history.rounds, expected, strict=True)
     ]
-    show_table(f"{name[1]} over the network: {seconds:.0f} s", ("round", "simulated", "network", "", "accepted"), rows)
+    show_table(
+        f"{history.plan.name} over the network: {seconds:.0f} s",
+        ("round", "simulated", "network", "", "accepted"),
+        rows,
+    )
     pairs = [reconcile(work / "study" / "ledger", Site.load(site).run.work / "ledger") for site in sites]
     columns = ("pair", "orders", "replies", "pending", "the two ledgers")
     verdicts = [

@@ -13,7 +13,7 @@ from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
 from models.console import Report
-from models.errors import ConfigError, IntramuralError
+from models.errors import ConfigError, IntramuralError, NotAppended
 from models.exchange import wire
 from models.ledger import Verifier
 from silos.silo import Silo
@@ -58,6 +58,8 @@ def _answer(message: Message, context: Context) -> Message:
         code = error.wire_code if isinstance(error, IntramuralError) else IntramuralError.code
         log.error("an order could not be answered: %s", code)
         log.debug("the reason", exc_info=error)
+        if isinstance(error, NotAppended):
+            close_silo(Path(str(context.node_config[SITE])))  # its ledger must be opened again, for the next order
         return Message(Error(_ERROR, code), reply_to=message)
 
 

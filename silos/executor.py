@@ -12,6 +12,7 @@ this must start the SuperNode anew.
 """
 
 import argparse
+import contextlib
 import hashlib
 import logging
 import os
@@ -25,18 +26,10 @@ from flwr.app import Context, Error, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 
 from models.console import log_service, run_command
-from models.errors import (
-    BundleRefused,
-    ConfigError,
-    Interrupted,
-    IntramuralError,
-    LedgerError,
-    NotAppended,
-    is_wire_code,
-)
+from models.errors import BundleRefused, ConfigError, Interrupted, IntramuralError, LedgerError, is_wire_code
 from models.ledger import Entry, Event
 from silos import bundle
-from silos.app import AGAIN, SITE, open_silo
+from silos.app import AGAIN, SITE, close_silo, open_silo
 from silos.app import app as silo_app
 from silos.journal import RESTART_NODE, STATUS, Journal, Page, Stage, TornError, put_json
 from silos.runtime import NodeStuckError, Runtime, Task, TaskGoneError, dump, load
@@ -45,6 +38,7 @@ log = logging.getLogger("intramural.executor")
 
 _POLL = 0.2  # seconds between two looks for an order
 _UNREACHABLE = 1.0  # seconds between two looks while the SuperNode does not answer
+_UNWRITTEN = 10.0  # seconds until a ledger that could not be written is opened again
 _TRIES = 2  # how often an order is begun
 _GRACE = 8  # seconds for the present order when told to stop
 _RAISED, _BAD_BUNDLE = 2, 7  # Flower's codes for "the ClientApp raised" and "invalid FAB"; the word is ours
@@ -64,20 +58,19 @@ class Executor:
     """
 
     def __init__(self, site: Path, address: str, secret: bytes, app: ClientApp = silo_app) -> None:
-        self._silo = open_silo(site)
-        self._site, self._app = str(site.resolve()), app
+        work = open_silo(site).site.run.work
+        self._site, self._app = site.resolve(), app
         self._runtime = Runtime(address, secret)
-        work = self._silo.site.run.work
         self._journal = Journal(work / "journal", hashlib.sha256(secret).hexdigest()[:16])
         self._status = work / STATUS
         self._last_order: float | None = None
+        self._tend_at = 0.0
 
     def work(self, stopping: threading.Event) -> None:
         """Work on orders until told to stop; the one that is being worked on is finished first.
 
         Raises:
             NodeStuckError: Only a new SuperNode helps.
-            LedgerError: The hospital's ledger cannot be written; it must be opened anew.
         """
         try:
             self._resume()
@@ -86,13 +79,25 @@ class Executor:
                 if token := self._runtime.acquire():
                     self._begin(token)
                     continue
-                self._silo.tend()
+                self._tend()
                 stopping.wait(_POLL if self._runtime.reachable else _UNREACHABLE)
         except NodeStuckError:
             self._journal.clear()
             raise
         finally:
             self._runtime.close()
+
+    def _tend(self) -> None:
+        """Let the hospital write down what people decided; a ledger that cannot be written is tried again later."""
+        if time.monotonic() < self._tend_at:
+            return
+        try:
+            open_silo(self._site).tend()
+        except LedgerError as error:
+            log.error("the ledger cannot be written, so nothing leaves: %s", error.wire_code)
+            log.debug("the reason", exc_info=error)
+            close_silo(self._site)
+            self._tend_at = time.monotonic() + _UNWRITTEN
 
     def _begin(self, token: str) -> None:
         """Fetch the order of a token, follow it, and answer."""
@@ -164,7 +169,7 @@ class Executor:
 
     def _follow(self, order: Message, again: bool = False) -> Message:
         """Hand an order to the app, with a context that is made here and holds nothing that came with it."""
-        config: UserConfig = {SITE: self._site}
+        config: UserConfig = {SITE: str(self._site)}
         if again:
             config[AGAIN] = True
         context = Context(order.metadata.run_id, order.metadata.dst_node_id, config, RecordDict(), {})
@@ -181,24 +186,23 @@ class Executor:
         log.debug("the reason", exc_info=error)
         code = error.wire_code if isinstance(error, IntramuralError) else IntramuralError.code
         try:
-            self._silo.ledger.append(Entry(Event.ORDER_REJECTED, {"code": code}))
+            open_silo(self._site).ledger.append(Entry(Event.ORDER_REJECTED, {"code": code}))
         except LedgerError as unwritten:
             code = unwritten.wire_code
+            close_silo(self._site)
         log.warning("an order was rejected: %s", code)
         return Message(Error(_BAD_BUNDLE if isinstance(error, BundleRefused) else _RAISED, code), reply_to=order)
 
     def _deliver(self, task: Task, reply: Message) -> None:
-        """Give the answer to the SuperNode; if it was that the ledger cannot be written, end."""
-        code = reply.error.reason if reply.has_error() else ""
+        """Give the answer to the SuperNode."""
         self._journal.replying()
         task.answer(reply)
         self._journal.clear()
         self._last_order = time.time()
-        if code == NotAppended.code:
-            raise NotAppended("the ledger could not be written", "see that its disk has space and can be written")
 
     def _tell(self, state: str) -> None:
-        put_json(self._status, {"state": state, "since": time.time(), "last_order": self._last_order})
+        with contextlib.suppress(OSError):  # on a full disk there is more to worry about
+            put_json(self._status, {"state": state, "since": time.time(), "last_order": self._last_order})
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,6 +14,7 @@ too.
 """
 
 import json
+import logging
 import os
 import zlib
 from dataclasses import asdict, dataclass, replace
@@ -22,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from models.ledger.disk import write_all
+
+log = logging.getLogger("intramural.executor")
 
 RESTART_NODE = 75
 """The executor's exit code when the SuperNode waits for an answer that it can never get (EX_TEMPFAIL)."""
@@ -116,8 +119,7 @@ class Journal:
 
     def pulled(self, token: str, message_id: str, order: bytes) -> None:
         """The order is here, and is about to be followed for the first time."""
-        put(self._order, order)
-        self._write(Page(Stage.PULLED, token, self.node, message_id, 1, len(order), zlib.crc32(order)))
+        self._write(Page(Stage.PULLED, token, self.node, message_id, 1, len(order), zlib.crc32(order)), order)
 
     def again(self) -> None:
         """The order of the page is about to be followed once more."""
@@ -135,9 +137,16 @@ class Journal:
         self._order.unlink(missing_ok=True)
         self._page = None
 
-    def _write(self, page: Page) -> None:
-        put(self._path, json.dumps(asdict(page)).encode())
+    def _write(self, page: Page, order: bytes | None = None) -> None:
+        """Write a page; where that cannot be done, the work goes on and is lost if it is killed."""
         self._page = page
+        try:
+            if order is not None:
+                put(self._order, order)
+            put(self._path, json.dumps(asdict(page)).encode())
+        except OSError as error:
+            log.warning("the journal cannot be written: %s", error.strerror)
+            self._path.unlink(missing_ok=True)  # an older page would speak of another order
 
 
 def put(path: Path, content: bytes) -> None:

@@ -73,6 +73,7 @@ class Node:
         self.link = Link.CONNECTING
         self.node_id: int | None = None
         self.busy_since: float | None = None
+        self.refused_since: float | None = None  # it should have ended then
         put(self.secret, secrets.token_bytes(32))
         put(self._folder / "roots.pem", invitation.certificates.encode())
         put(self._log, b"")
@@ -117,8 +118,8 @@ class Node:
             self.link = Link.CONNECTED
         elif "Connection attempt failed" in line:
             self.link = Link.UNREACHABLE
-        elif "Exit Code: " in line:
-            self.link = Link.REFUSED
+        elif "Exit Code: " in line or "SSL/TLS handshake error" in line:
+            self.link, self.refused_since = Link.REFUSED, time.monotonic()
         elif "Receiving: " in line:
             self.busy_since = time.monotonic()
         elif re.search("Sent successfully|Failed to send|Failed to receive|Ignoring", line):
@@ -126,9 +127,9 @@ class Node:
 
     def _ended(self, code: int) -> None:
         self.listen()  # its last words, which the next one overwrites
-        if self.link is not Link.REFUSED:
-            self.link = Link.CONNECTING
-        self.busy_since, self._read = None, 0
+        # One that was never let in says not always why it ends: with a wrong clock it ends without a word.
+        self.link = Link.CONNECTING if self.link is Link.CONNECTED else Link.REFUSED
+        self.busy_since, self.refused_since, self._read = None, None, 0
         put(self._log, b"")
         if self._on_exit:
             self._on_exit(code)

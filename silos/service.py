@@ -130,6 +130,10 @@ class _Service:
         if self._ending is None and EXECUTOR in running and min(busy, waited) > _STUCK:
             log.error("the SuperNode has an order that nobody was given; it is started anew")
             self._end_node()
+        if self._ending is None and now - (self._node.refused_since or now) > _STUBBORN:
+            # Refused in the middle, as by a certificate that has expired, it stops its work but not its process.
+            log.warning("the SuperNode has given up; it is started anew")
+            self._end_node()
         if self._ending:
             pid, until = self._ending
             if running.get(SUPERNODE) != pid:
@@ -181,7 +185,10 @@ class _Service:
         }
         if self._site.run.certificate is not None:
             health[FORWARDER] = running.get(FORWARDER)
-        put_json(self._site.run.work / HEALTH, health)
+        try:
+            put_json(self._site.run.work / HEALTH, health)
+        except OSError as error:  # a full disk must not end the service: it goes on when there is space again
+            log.error("%s: cannot be written: %s", self._site.run.work / HEALTH, error.strerror)
 
 
 def _explain(site: Site) -> None:

@@ -34,7 +34,8 @@ def script(name: str) -> ModuleType:
 def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The script's own run, with client certificates; what it left behind."""
     work = tmp_path_factory.mktemp("real") / "federation"
-    command = [sys.executable, ROOT / "scripts" / "federation.py", "--work", work, "--require-certificates"]
+    command = [sys.executable, ROOT / "scripts" / "federation.py", "--phantoms", "--work", work]
+    command.append("--require-certificates")
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count(" same ") == 6  # five rounds and the first model

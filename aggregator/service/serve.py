@@ -150,7 +150,7 @@ class _Keeper:
                 self.failures[digest] = failures + 1
             runs.set_run(self.home, digest, self.link.submit(digest))
             self.submitted[digest] = time.monotonic()
-            log.info("study %s: started", digest[:8])
+            log.info("study %s: started%s", digest[:8], "" if entry.run_id is None else " again")
 
 
 def require_service(home: Home) -> None:

@@ -57,13 +57,23 @@ def follow(home: Home, folder: Path, report: Report) -> None:
         time.sleep(_LOOK)
 
 
-def stop(home: Home, folder: Path) -> None:
-    """Take a study off the list, and end what works on it. What it has stays as it is."""
+def stop(home: Home, folder: Path) -> dict[str, Any]:
+    """Take a study off the list, and end what works on it. What it has stays as it is.
+
+    Returns:
+        How it stands, as JSON values.
+
+    Raises:
+        ConfigError: It was never started here.
+    """
     agreement, _ = read_study(folder)
-    entry = runs.wanted(home).get(agreement.study)
+    entry = runs.studies(home).get(agreement.study)
+    if entry is None:
+        raise ConfigError(f"{folder}: is no study of this service", f"see: intramural-aggregator status {home.folder}")
     runs.unwant(home, agreement.study)
-    if entry is not None and entry.run_id is not None:
+    if entry.wanted and entry.run_id is not None:
         SuperLink(home).end(entry.run_id)
+    return _study(runs.studies(home)[agreement.study])
 
 
 def status(home: Home) -> dict[str, Any]:

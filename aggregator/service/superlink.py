@@ -99,7 +99,7 @@ class SuperLink:
             *("--superexec-auth-secret-file", home.superexec_secret),
         ]
         return [
-            Process("superlink", _program(link), environment),
+            Process("superlink", [sys.executable, "-m", "aggregator.service.database", *_program(link)], environment),
             Process("superexec", _program(starter), {**environment, SERVICE: str(home.folder)}),
         ]
 
@@ -176,6 +176,8 @@ class SuperLink:
             "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
             "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.5",
             "FLWR_LOG_LEVEL": "WARNING",
+            # The pieces of a model that were used go back to the system at once; Linux's malloc would keep them all.
+            "MALLOC_MMAP_THRESHOLD_": "1000000",
         }
 
     def _ask(self, *words: str) -> dict[str, Any]:
@@ -204,6 +206,8 @@ class SuperLink:
             ) from error
         if not answer.get("success"):
             reason = textwrap.shorten(str(answer.get("error-message", "no reason given")), 300)
+            if "SuperLink is unavailable" in reason:  # it is starting, or its certificate has expired
+                raise Unreachable(f"flwr {words[0]}: {reason}", "see the service's log")
             raise ConfigError(f"flwr {' '.join(words[:2])}: {reason}", "see the service's log")
         return answer
 

@@ -120,7 +120,7 @@ class Channel:
         xid = statement.xid
         signature = self._signer.sign(signing_bytes(xid))
         self._ledger.store(body)
-        line = {"statement": statement.model_dump(mode="json"), "signature": signature.hex(), **(facts or {})}
+        line = {"statement": statement.values(), "signature": signature.hex(), **(facts or {})}
         self._append(Entry(Event(f"{kind}.offered"), line, study=self.study, round=round_))
         return Envelope(statement.encode(), signature, body, self._evidence(), vector)
 
@@ -196,7 +196,7 @@ class Channel:
             entries.append(Entry(Event.EXCHANGE_RECEIPT, {"xid": xid, "receipt": signature.hex()}, self.study))
         self._ledger.store(received.envelope.body)
         body = {
-            "statement": statement.model_dump(mode="json"),
+            "statement": statement.values(),
             "signature": received.envelope.signature.hex(),
             "receipt": self._signer.sign(receipt_bytes(statement.xid)).hex(),
             "head": evidence.note,
@@ -221,7 +221,7 @@ class Channel:
         raw = body.get("statement")
         if raw is None or self.peer.name not in (raw["src"], raw["dst"]):
             return
-        statement = Statement.model_validate(raw)
+        statement = Statement.parse(raw)
         if statement.dst == self.peer.name:
             self.sent.append(statement.xid)
             self._shown = _both_ends([*self._shown, record.seq + 1])

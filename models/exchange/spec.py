@@ -6,7 +6,9 @@ file, and a digest can be recomputed from either by anyone.
 """
 
 import hashlib
+import json
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,11 +19,10 @@ import numpy as np
 import numpy.typing as npt
 import safetensors
 from safetensors import safe_open
-from safetensors.numpy import save
 
 from models.errors import DataError, DigestMismatch, SpecMismatch
 from models.ledger.canonical import canonical, digest
-from models.ledger.disk import publish
+from models.ledger.disk import rename
 
 Vector = npt.NDArray[np.float32]
 """All floating arrays of a model in spec order, 1-D float32."""
@@ -120,9 +121,20 @@ def save_vector(path: Path, spec: Spec, vector: Vector) -> None:
         spec: The layout.
         vector: `(spec.size,)` float32.
     """
-    # Not `ascontiguousarray`, which would give a scalar one dimension.
-    content = save({name: np.asarray(part, order="C") for name, part in spec.named(vector).items()})
-    publish(path, content)
+    listing, start = {}, 0
+    for tensor in spec.tensors:
+        end = start + 4 * tensor.size
+        listing[tensor.name] = {"dtype": "F32", "shape": tensor.shape, "data_offsets": [start, end]}
+        start = end
+    header = json.dumps(listing, ensure_ascii=False, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # the data is aligned, as the format recommends
+    draft = path.with_name(f"{path.name}.new")
+    with draft.open("wb") as file:  # safetensors' own `save` would hold the model twice more
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.write(np.ascontiguousarray(vector, "<f4").data)
+        file.flush()
+        os.fsync(file.fileno())
+    rename(draft, path)
 
 
 def load_vector(path: Path, expected: str | None = None) -> tuple[Spec, Vector]:
@@ -149,11 +161,17 @@ def load_vector(path: Path, expected: str | None = None) -> tuple[Spec, Vector]:
                     raise SpecMismatch(f"{path}: {name}: is {part.get_dtype()}, not F32", "save it as float32")
                 shapes[name] = part.get_shape()
             spec = Spec.of(shapes)
-            vector = np.empty(spec.size, np.float32)
-            for tensor, part in spec.split(vector):  # one array at a time: the model is in memory once
-                part[:] = file.get_tensor(tensor.name).ravel()
+            vector = np.zeros(spec.size, "<f4")
+            parts = {tensor.name: part for tensor, part in spec.split(vector)}
+            order = file.offset_keys()
+        # Read and not mapped: a mapped file counts as this process's memory once more.
+        with path.open("rb") as content:
+            content.seek(8 + int.from_bytes(content.read(8), "little"))
+            for name in order:
+                if content.readinto(parts[name].data) != parts[name].nbytes:
+                    raise OSError("it was cut short meanwhile")
     except (OSError, safetensors.SafetensorError) as error:
         raise DataError(f"{path}: cannot be read as safetensors: {error}", "restore the file") from error
     if expected is not None and vector_digest(spec.digest, vector) != expected:
         raise DigestMismatch(f"{path}: is not the model of digest {expected}", "restore the file from a copy")
-    return spec, vector
+    return spec, vector.astype(np.float32, copy=False)

@@ -5,25 +5,23 @@ arrays that travel with it. Statements of one direction between two parties are 
 (`n`, `prev`): when the newest statement is the same in two ledgers, so is all that came before it.
 """
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
-from typing import Annotated, Literal, Self
-
-import numpy as np
-from pydantic import Field, ValidationError
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self
 
 from models.errors import Malformed
-from models.exchange.documents import Digest
-from models.exchange.spec import Vector
-from models.ledger.canonical import canonical, digest
-from models.plan import Name
-from models.settings import Settings
+from models.ledger.canonical import canonical, digest, parse
+from models.ledger.vocabulary import STATEMENT
+
+if TYPE_CHECKING:
+    from models.exchange.spec import Vector
 
 GENESIS = "0" * 64
 """`prev` of the first statement of a chain."""
 
+_FLOAT32 = 4  # bytes
 _STATEMENT = b"intramural statement v1\n"
 _RECEIPT = b"intramural receipt v1\n"
 
@@ -38,30 +36,77 @@ class Kind(StrEnum):
     CLOSING = "closing"
 
 
-class Statement(Settings):
-    """What the sender signs."""
+@dataclass(frozen=True, kw_only=True)
+class Statement:
+    """What the sender signs.
 
-    v: Literal[1] = 1
-    study: Digest
-    round: Annotated[int, Field(ge=0)]
+    Attributes:
+        study: The study's digest.
+        round: Its round, from 0.
+        kind: What the document is.
+        src: The sender's name.
+        dst: The receiver's name.
+        n: Counts this direction of this pair, from 1.
+        prev: xid of statement n - 1; `GENESIS` for the first.
+        answers: xid of the order that a reply answers, or None.
+        body: SHA-256 of the document.
+        payload: Vector digest of the arrays, or None if none travel.
+        nbytes: Bytes of document and arrays together.
+        v: Version of this form, 1.
+
+    Raises:
+        Malformed: One of them is impossible.
+    """
+
+    study: str
+    round: int
     kind: Kind
-    src: Name
-    dst: Name
-    n: Annotated[int, Field(ge=1)]  # counts this direction of this pair, from 1
-    prev: Digest  # xid of statement n - 1
-    answers: Digest | None  # xid of the order that a reply answers
-    body: Digest  # SHA-256 of the document
-    payload: Digest | None  # vector digest of the arrays, if any travel
-    nbytes: Annotated[int, Field(ge=0)]  # document and arrays together
+    src: str
+    dst: str
+    n: int
+    prev: str
+    answers: str | None
+    body: str
+    payload: str | None
+    nbytes: int
+    v: int = 1
+
+    def __post_init__(self) -> None:
+        if not STATEMENT.valid(self.values()):
+            raise Malformed("is no valid statement")
+        object.__setattr__(self, "kind", Kind(self.kind))
+
+    def values(self) -> dict[str, Any]:
+        """The JSON object that the statement is."""
+        return {name: getattr(self, name) for name in _FIELDS}
 
     def encode(self) -> bytes:
         """Canonical JSON (RFC 8785)."""
-        return canonical(self.model_dump(mode="json"))
+        return canonical(self.values())
 
-    @property
+    @cached_property
     def xid(self) -> str:
         """The statement's identity: SHA-256 (hex) of its canonical JSON."""
         return digest(self.encode())
+
+    @classmethod
+    def parse(cls, values: Any) -> Self:
+        """The statement in a ledger line.
+
+        Args:
+            values: JSON values; nothing is converted, so that what was signed is what was written.
+
+        Raises:
+            Malformed: They are no statement.
+        """
+        if not isinstance(values, dict) or values.keys() != _FIELDS.keys():
+            raise Malformed("is no valid statement")
+        return cls(**values)
+
+    @classmethod
+    def model_validate(cls, values: Any) -> Self:
+        """The same as `parse`."""
+        return cls.parse(values)
 
     @classmethod
     def decode(cls, content: bytes) -> Self:
@@ -71,13 +116,13 @@ class Statement(Settings):
             Malformed: Not a statement in canonical JSON.
         """
         try:
-            statement = cls.model_validate(json.loads(content))
-            written = statement.encode()
-        except (ValidationError, ValueError, RecursionError) as error:
-            raise Malformed("is no valid statement") from error
-        if written != content:
-            raise Malformed("is a statement, but not in canonical form")
-        return statement
+            values = parse(content)
+        except ValueError as error:
+            raise Malformed("is no valid statement in canonical form") from error
+        return cls.parse(values)
+
+
+_FIELDS = {item.name: item for item in fields(Statement)}
 
 
 def signing_bytes(xid: str) -> bytes:
@@ -124,9 +169,9 @@ class Envelope:
     signature: bytes
     body: bytes
     evidence: Evidence
-    vector: Vector | None = None
+    vector: "Vector | None" = None
 
     @property
     def nbytes(self) -> int:
         """Bytes of the document and the arrays."""
-        return len(self.body) + (0 if self.vector is None else self.vector.size * np.dtype(np.float32).itemsize)
+        return len(self.body) + (0 if self.vector is None else self.vector.size * _FLOAT32)

@@ -77,7 +77,7 @@ def unpack(records: RecordDict, size: int | None = None) -> Envelope:
     if (
         fields.keys() != {*_BYTES, *_OTHERS}
         or not all(isinstance(text, bytes) for text in texts)
-        or not (isinstance(seen, int) and 0 <= seen <= _MAX_NUMBER)
+        or not (type(seen) is int and 0 <= seen <= _MAX_NUMBER)
         or not (isinstance(heads, list) and isinstance(proofs, list) and len(heads) == len(proofs) <= _MAX_PROOFS)
         or not all(isinstance(head, int) and head >= 0 for head in heads)
         or not all(isinstance(proof, bytes) and len(proof) <= _MAX_PROOF and not len(proof) % 32 for proof in proofs)

@@ -1,16 +1,19 @@
 """One value, one text: JSON with exactly one way to write each value, so that a digest has one meaning.
 
 RFC 8785 (JSON Canonicalization Scheme): keys sorted, no spaces, numbers as in ECMAScript. Two programs
-that agree on a value agree on its bytes, and so on its SHA-256.
+that agree on a value agree on its bytes, and so on its SHA-256. Written here with nothing but the standard
+library, so that a stranger can check a ledger without trusting one package more.
 """
 
 import hashlib
 import json
+import math
+from collections.abc import Callable
+from json.encoder import encode_basestring as _text  # escapes what RFC 8785 section 3.2.2.2 does, and no more
 from typing import Any, NoReturn
 
-import rfc8785
-
 _SAFE = 2**53  # beyond it, JSON numbers are doubles: RFC 8785 appendix D
+_WORDS = {None: "null", True: "true", False: "false"}
 
 
 def canonical(value: Any) -> bytes:
@@ -26,10 +29,12 @@ def canonical(value: Any) -> bytes:
     Raises:
         ValueError: NaN, infinity, a larger int, text that is not Unicode, or another type.
     """
+    parts: list[str] = []
     try:
-        return bytes(rfc8785.dumps(value))
+        _write(value, parts.append)
     except RecursionError:
         raise ValueError("is nested too deeply, or contains itself") from None
+    return "".join(parts).encode()
 
 
 def parse(data: bytes) -> Any:
@@ -53,6 +58,62 @@ def parse(data: bytes) -> Any:
 def digest(data: bytes) -> str:
     """SHA-256 (FIPS 180-4) as 64 lower-case hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
+
+
+def _write(value: Any, write: Callable[[str], None]) -> None:
+    if isinstance(value, str):
+        write(_text(value))
+    elif value is None or isinstance(value, bool):
+        write(_WORDS[value])
+    elif isinstance(value, int):
+        if not -_SAFE < value < _SAFE:
+            raise ValueError(f"{value} is too large for JSON")
+        write(int.__repr__(value))
+    elif isinstance(value, float):
+        write(_number(value))
+    elif isinstance(value, dict):
+        if not all(isinstance(key, str) for key in value):
+            raise ValueError("the keys of an object must be text")
+        before = "{"
+        for key in sorted(value, key=_utf16):
+            write(f"{before}{_text(key)}:")
+            _write(value[key], write)
+            before = ","
+        write("}" if value else "{}")
+    elif isinstance(value, list | tuple):
+        before = "["
+        for item in value:
+            write(before)
+            _write(item, write)
+            before = ","
+        write("]" if value else "[]")
+    else:
+        raise ValueError(f"{type(value).__name__} is no JSON value")
+
+
+def _utf16(key: str) -> bytes:
+    return key.encode("utf-16-be")  # the order of RFC 8785 section 3.2.3
+
+
+def _number(value: float) -> str:
+    """ECMA-262 Number::toString: the digits that Python's repr has too, and another place for the point."""
+    if not math.isfinite(value):
+        raise ValueError(f"{value} is not JSON")
+    mantissa, _, exponent = float.__repr__(abs(value)).partition("e")
+    whole, _, fraction = mantissa.partition(".")
+    significant = (whole + fraction).lstrip("0")
+    point = len(whole) + int(exponent or 0) - len(whole + fraction) + len(significant)
+    digits = significant.rstrip("0")
+    sign = "-" if value < 0 else ""
+    if not digits:
+        return "0"
+    if len(digits) <= point <= 21:
+        return sign + digits.ljust(point, "0")
+    if 0 < point <= 21:
+        return f"{sign}{digits[:point]}.{digits[point:]}"
+    if -6 < point <= 0:
+        return f"{sign}0.{'0' * -point}{digits}"
+    return f"{sign}{digits[0]}{'.' * (len(digits) > 1)}{digits[1:]}e{point - 1:+d}"
 
 
 def _integer(text: str) -> int | float:

@@ -23,54 +23,58 @@ MAX_LINE = 65_535
 
 
 class Event(StrEnum):
-    """What happened."""
+    """What happened.
 
-    LOG_OPENED = "log.opened"
-    """Every party, once, as the first line: whose ledger this is, and with which software."""
-    POLICY_CHANGED = "policy.changed"
-    """Silo, when it starts with another policy than the one recorded last."""
-    STUDY_CREATED = "study.created"
-    """Aggregator, once per study, before its first round."""
-    SILO_ENROLLED = "silo.enrolled"
-    """Aggregator, when the coordinator admits a silo's key to a study."""
-    STUDY_APPROVED = "study.approved"
-    """Silo, when a person says yes to a study, or its policy first lets one in; it trains nothing before."""
-    STUDY_REVOKED = "study.revoked"
-    """Silo, when a person takes a yes back; it trains nothing after."""
-    ORDER_OFFERED = "order.offered"
-    """Aggregator, before the bytes of an order leave for a silo."""
-    ORDER_RECEIVED = "order.received"
-    """Silo, when an order is known to come whole from its coordinator, and before it is followed."""
-    ORDER_REJECTED = "order.rejected"
-    """Silo, when what arrived is no order that can be traced to its coordinator, with a code."""
-    UPDATE_OFFERED = "update.offered"
-    """Silo, before the bytes of an update leave the hospital."""
-    UPDATE_RECEIVED = "update.received"
-    """Aggregator, when an update passed every check, and before it is used."""
-    REPORT_OFFERED = "report.offered"
-    """Silo, before metrics leave the hospital without an update."""
-    REPORT_RECEIVED = "report.received"
-    """Aggregator, when such metrics passed every check, and before they are used."""
-    REFUSAL_OFFERED = "refusal.offered"
-    """Silo, before it answers that it does not do what was asked; the manifest holds the code."""
-    REFUSAL_RECEIVED = "refusal.received"
-    """Aggregator, when a silo refused."""
-    CLOSING_OFFERED = "closing.offered"
-    """Silo, as its last word on a study."""
-    CLOSING_RECEIVED = "closing.received"
-    """Aggregator, when a silo's last word has come."""
-    REPLY_REJECTED = "reply.rejected"
-    """Aggregator, when a reply failed a check and is not used, with the code of the reason."""
-    SILO_SILENT = "silo.silent"
-    """Aggregator, when a silo did not answer before the round's deadline."""
-    EXCHANGE_RECEIPT = "exchange.receipt"
-    """Either, when the other side's signed receipt of something sent has arrived."""
-    AGGREGATED = "aggregated"
-    """Aggregator, when a round's updates became the next model, before it is offered."""
-    ROUND_VOID = "round.void"
-    """Aggregator, when too few updates were accepted and the old model stands."""
-    STUDY_CLOSED = "study.closed"
-    """Aggregator, as the last word on a study."""
+    Attributes:
+        about: Who writes it, and when.
+    """
+
+    about: str
+
+    def __new__(cls, word: str, about: str = "") -> Self:
+        """The word is the value; `Event("aggregated")` finds it."""
+        event = str.__new__(cls, word)
+        event._value_, event.about = word, about
+        return event
+
+    LOG_OPENED = "log.opened", "Every party, once, as the first line: whose ledger this is, and with which software."
+    POLICY_CHANGED = "policy.changed", "Silo, when it starts with another policy than the one recorded last."
+    STUDY_CREATED = "study.created", "Aggregator, once per study, before its first round."
+    SILO_ENROLLED = "silo.enrolled", "Aggregator, when the coordinator admits a silo's key to a study."
+    STUDY_APPROVED = (
+        "study.approved",
+        "Silo, when a person says yes to a study, or its policy first lets one in; it trains nothing before.",
+    )
+    STUDY_REVOKED = "study.revoked", "Silo, when a person takes a yes back; it trains nothing after."
+    ORDER_OFFERED = "order.offered", "Aggregator, before the bytes of an order leave for a silo."
+    ORDER_RECEIVED = (
+        "order.received",
+        "Silo, when an order is known to come whole from its coordinator, and before it is followed.",
+    )
+    ORDER_REJECTED = (
+        "order.rejected",
+        "Silo, when what arrived is no order that can be traced to its coordinator, with a code.",
+    )
+    UPDATE_OFFERED = "update.offered", "Silo, before the bytes of an update leave the hospital."
+    UPDATE_RECEIVED = "update.received", "Aggregator, when an update passed every check, and before it is used."
+    REPORT_OFFERED = "report.offered", "Silo, before metrics leave the hospital without an update."
+    REPORT_RECEIVED = "report.received", "Aggregator, when such metrics passed every check, and before they are used."
+    REFUSAL_OFFERED = (
+        "refusal.offered",
+        "Silo, before it answers that it does not do what was asked; the manifest holds the code.",
+    )
+    REFUSAL_RECEIVED = "refusal.received", "Aggregator, when a silo refused."
+    CLOSING_OFFERED = "closing.offered", "Silo, as its last word on a study."
+    CLOSING_RECEIVED = "closing.received", "Aggregator, when a silo's last word has come."
+    REPLY_REJECTED = (
+        "reply.rejected",
+        "Aggregator, when a reply failed a check and is not used, with the code of the reason.",
+    )
+    SILO_SILENT = "silo.silent", "Aggregator, when a silo did not answer before the round's deadline."
+    EXCHANGE_RECEIPT = "exchange.receipt", "Either, when the other side's signed receipt of something sent has arrived."
+    AGGREGATED = "aggregated", "Aggregator, when a round's updates became the next model, before it is offered."
+    ROUND_VOID = "round.void", "Aggregator, when too few updates were accepted and the old model stands."
+    STUDY_CLOSED = "study.closed", "Aggregator, as the last word on a study."
 
 
 @dataclass(frozen=True)

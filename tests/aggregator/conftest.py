@@ -114,8 +114,11 @@ class Hospital:
                 body = {
                     "agreement": self.ledger.store(agreement.encode()),
                     "name": agreement.plan.name,
+                    "purpose": agreement.plan.purpose,
                     "recipient": hub.name,
                     "recipient_key": hub.vkey,
+                    "policy": "ab" * 32,
+                    "by": "policy",
                 }
                 self.ledger.append(Entry(Event.STUDY_APPROVED, body, study=agreement.study))
         return self._channels[agreement.study]

@@ -1,22 +1,20 @@
-"""What two ledgers prove: whoever changes one of them, with its own key, is found by the other."""
+"""What honest ledgers prove, one alone and two together; `test_attacks` has the others."""
 
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from datetime import datetime, tzinfo
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from aggregator.audit import as_json, reconcile, verify
-from models.errors import BadSignature, IntramuralError, LedgerError
+from models.errors import IntramuralError, LedgerError
 from models.exchange import wire
 from models.exchange.documents import Refusal
-from models.exchange.statement import GENESIS, Kind, Statement, signing_bytes
-from models.ledger import Checkpoint, Entry, Event, Ledger, Record, Signer, read
+from models.exchange.statement import Kind, Statement
+from models.ledger import Event, Record, Signer, read
 
 Toy = Any  # of conftest.py
 SILO = "north"
@@ -35,92 +33,6 @@ def ledgers(folder: Path, silo: str = SILO) -> tuple[Path, Path]:
     return folder / "toy" / "ledger", folder / silo
 
 
-# A forger's tools
-
-
-@pytest.fixture
-def rebuild(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Path]:
-    """Writes a ledger anew, line by line and second by second, and signs all of it."""
-
-    def build(source: Path, signer: Signer, edit: Callable[[Lines], Sequence[Record]]) -> Path:
-        opened = read(source)
-        first, *rest = opened.records
-        lines = edit(list(rest))
-        times: Iterator[str] = iter([first.ts, *[line.ts for line in lines]])
-
-        class Clock(datetime):
-            @classmethod
-            def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
-                return datetime.fromisoformat(next(times))
-
-        target = tmp_path / "forged"
-        body = {key: value for key, value in first.body.items() if key not in ("origin", "vkey", "software")}
-        with monkeypatch.context() as patch:
-            patch.setattr("models.ledger.log.datetime", Clock)
-            with Ledger.create(target, signer, body, origin=opened.head.origin) as ledger:
-                ledger.append(*[Entry(line.event, line.body, line.study, line.round) for line in lines])
-        shutil.copytree(source / "manifests", target / "manifests", dirs_exist_ok=True)
-        return target
-
-    return build
-
-
-def find(lines: Lines, event: Event, number: int = 0, silo: str = SILO) -> int:
-    """The place of the number-th line of an event that has to do with a silo."""
-    places = [place for place, line in enumerate(lines) if line.event == event and (silo in parties(line) or not silo)]
-    return places[number]
-
-
-def parties(line: Record) -> set[str]:
-    statement = line.body.get("statement", {})
-    return {str(line.body.get(key)) for key in ("silo", "name")} | {
-        statement.get("src", ""),
-        statement.get("dst", ""),
-    }
-
-
-def change(lines: Lines, place: int, **body: Any) -> Lines:
-    lines[place] = replace(lines[place], body={**lines[place].body, **body})
-    return lines
-
-
-def restate(lines: Lines, place: int, **statement: Any) -> Lines:
-    return change(lines, place, statement={**lines[place].body["statement"], **statement})
-
-
-def chained(lines: Lines, signer: Signer, peer: str) -> Lines:
-    """Number, chain and sign all that was sent to a peer as if it had always been so."""
-    previous, number = GENESIS, 0
-    for place, line in enumerate(lines):
-        if not line.event.endswith(".offered") or line.body["statement"]["dst"] != peer:
-            continue
-        number += 1
-        restate(lines, place, n=number, prev=previous)
-        statement = Statement.model_validate(lines[place].body["statement"])
-        change(lines, place, signature=signer.sign(signing_bytes(statement.xid)).hex())
-        previous = statement.xid
-    return lines
-
-
-def without(lines: Lines, places: Sequence[int]) -> Lines:
-    return [line for place, line in enumerate(lines) if place not in places]
-
-
-def swapped(lines: Lines, place: int) -> Lines:
-    lines[place], lines[place + 1] = lines[place + 1], lines[place]
-    return lines
-
-
-def back_dated(lines: Lines, place: int) -> Lines:
-    lines[place] = replace(lines[place], ts="2020-02-29T12:00:00Z")
-    return lines
-
-
-def moved(lines: Lines, old: int, new: int) -> Lines:
-    lines.insert(new, lines.pop(old))
-    return lines
-
-
 # Honest ledgers
 
 
@@ -133,7 +45,7 @@ def test_honest_ledgers_agree_on_every_statement(finished: Path, name: str) -> N
     assert (found.orders, found.replies) == (5, 5)  # three rounds, the last measurement, the farewell
     assert (found.pending, found.closed) == ([], True)
     last = next(r for r in reversed(read(finished / name).records) if r.event == Event.CLOSING_OFFERED)
-    assert found.newest["reply"] == Statement.model_validate(last.body["statement"]).xid
+    assert found.newest["reply"] == Statement.parse(last.body["statement"]).xid
 
 
 @pytest.mark.parametrize("name", ["toy/ledger", "east", "north", "south", "west"])
@@ -199,259 +111,14 @@ def test_a_hospital_in_two_studies_agrees_with_both_coordinators(toy: Callable[.
             assert (found.problems, found.orders, found.replies) == ([], 3, 3)
 
 
-def test_a_forger_who_changes_nothing_makes_the_same_ledger(finished: Path, rebuild: Callable[..., Path]) -> None:
-    hub, silo = ledgers(finished)
-    for source, key in ((hub, hub_key(finished)), (silo, silo_key())):
-        forged = rebuild(source, key, lambda lines: lines)
-        assert read(forged).head == read(source).head
-        shutil.rmtree(forged)
-
-
-# The attack table: one side rewrites its own ledger and signs all of it again
-
-Attack = Callable[[Lines, Signer], Sequence[Record]]
-
-
-def silo_sends(lines: Lines, key: Signer) -> Lines:
-    return chained(lines, key, "aggregator")
-
-
-def hub_sends(lines: Lines, key: Signer) -> Lines:
-    return chained(lines, key, SILO)
-
-
-def invent(lines: Lines, place: int, **statement: Any) -> Lines:
-    """A copy of a line, with another statement, behind it."""
-    lines.insert(place + 1, lines[place])
-    return restate(lines, place + 1, **statement)
-
-
-def refused_instead(lines: Lines, key: Signer) -> Lines:
-    place = find(lines, Event.UPDATE_OFFERED, 1)
-    restate(lines, place, kind="refusal", payload=None, nbytes=10)
-    lines[place] = replace(lines[place], event=Event.REFUSAL_OFFERED)
-    return silo_sends(lines, key)
-
-
-def claims_an_order(lines: Lines, key: Signer) -> Lines:
-    """As if the coordinator had asked for something else; the hospital cannot sign that."""
-    return restate(lines, find(lines, Event.ORDER_RECEIVED, 1), body="ab" * 32)
-
-
-def invents_an_update(lines: Lines, key: Signer) -> Lines:
-    """An update that the hospital never sent, signed by the coordinator for want of the other key."""
-    place = find(lines, Event.UPDATE_RECEIVED, 1)
-    invent(lines, place, payload="ab" * 32)
-    xid = Statement.model_validate(lines[place + 1].body["statement"]).xid
-    return change(lines, place + 1, signature=key.sign(signing_bytes(xid)).hex())
-
-
-def silent_instead(lines: Lines, key: Signer) -> Lines:
-    place = find(lines, Event.UPDATE_RECEIVED, 1)
-    body = {"silo": SILO, "order": lines[place].body["statement"]["answers"]}
-    lines[place] = replace(lines[place], event=Event.SILO_SILENT, body=body)
-    return lines
-
-
-def rejected_instead(lines: Lines, key: Signer) -> Lines:
-    place = find(lines, Event.UPDATE_RECEIVED, 1)
-    lines[place] = replace(lines[place], event=Event.REPLY_REJECTED)
-    return change(lines, place, code="too-large.norm")
-
-
-def of_another_study(lines: Lines, key: Signer) -> Lines:
-    return [replace(line, study="ab" * 32) for line in lines]
-
-
-def other_weights(lines: Lines, key: Signer) -> Lines:
-    place = find(lines, Event.AGGREGATED, 1, silo="")
-    inputs = [{**item, "weight": 1.0} for item in lines[place].body["inputs"]]
-    return change(lines, place, inputs=inputs)
-
-
-SILO_ATTACKS: dict[str, Attack] = {
-    "edits what it wrote of an update": lambda lines, key: change(
-        lines, find(lines, Event.UPDATE_OFFERED, 1), base="ab" * 32
-    ),
-    "edits the statement of an update": lambda lines, key: silo_sends(
-        restate(lines, find(lines, Event.UPDATE_OFFERED, 1), nbytes=1), key
-    ),
-    "edits the last statement of all": lambda lines, key: silo_sends(
-        restate(lines, find(lines, Event.CLOSING_OFFERED), nbytes=1), key
-    ),
-    "edits the order that it received": claims_an_order,
-    "edits its approval": lambda lines, key: change(lines, find(lines, Event.STUDY_APPROVED, silo=""), name="other"),
-    "deletes an update": lambda lines, key: without(lines, [find(lines, Event.UPDATE_OFFERED, 1)]),
-    "deletes an update and numbers the others anew": lambda lines, key: silo_sends(
-        without(lines, [find(lines, Event.UPDATE_OFFERED, 1)]), key
-    ),
-    "deletes an order and its update": lambda lines, key: silo_sends(
-        without(lines, [find(lines, Event.ORDER_RECEIVED, 1), find(lines, Event.UPDATE_OFFERED, 1)]), key
-    ),
-    "deletes a receipt": lambda lines, key: without(lines, [find(lines, Event.EXCHANGE_RECEIPT, 1, silo="")]),
-    "denies an update: it refused": refused_instead,
-    "denies every update": lambda lines, key: [line for line in lines if line.event != Event.UPDATE_OFFERED],
-    "denies to have said anything": lambda lines, key: [line for line in lines if not line.event.endswith(".offered")],
-    "denies to have been asked": lambda lines, key: [
-        line for line in lines if "statement" not in line.body and line.event != Event.EXCHANGE_RECEIPT
-    ],
-    "truncates half": lambda lines, key: lines[: len(lines) // 2],
-    "truncates six lines": lambda lines, key: lines[:-6],
-    "truncates its last word": lambda lines, key: lines[:-1],
-    "swaps two lines": lambda lines, key: swapped(lines, find(lines, Event.UPDATE_OFFERED, 1) - 1),
-    "moves an update": lambda lines, key: moved(lines, find(lines, Event.UPDATE_OFFERED, 1), 2),
-    "sends two updates in another order": lambda lines, key: silo_sends(
-        moved(lines, find(lines, Event.UPDATE_OFFERED, 2), find(lines, Event.UPDATE_OFFERED, 1)), key
-    ),
-    "back-dates an update": lambda lines, key: back_dated(lines, find(lines, Event.UPDATE_OFFERED, 1)),
-    "invents an update": lambda lines, key: silo_sends(
-        invent(lines, find(lines, Event.UPDATE_OFFERED, 1), payload="ab" * 32), key
-    ),
-}
-
-HUB_ATTACKS: dict[str, Attack] = {
-    "edits the weight of an update": lambda lines, key: change(
-        lines, find(lines, Event.UPDATE_RECEIVED, 1), weight=1.0
-    ),
-    "edits the sum": other_weights,
-    "edits an order": lambda lines, key: hub_sends(restate(lines, find(lines, Event.ORDER_OFFERED, 1), nbytes=1), key),
-    "edits an update that it received": lambda lines, key: restate(
-        lines, find(lines, Event.UPDATE_RECEIVED, 1), nbytes=1
-    ),
-    "deletes an update": lambda lines, key: without(lines, [find(lines, Event.UPDATE_RECEIVED, 1)]),
-    "deletes an order and numbers the others anew": lambda lines, key: hub_sends(
-        without(lines, [find(lines, Event.ORDER_OFFERED, 1)]), key
-    ),
-    "deletes an order and its update": lambda lines, key: hub_sends(
-        without(lines, [find(lines, Event.ORDER_OFFERED, 1), find(lines, Event.UPDATE_RECEIVED, 1)]), key
-    ),
-    "deletes a round": lambda lines, key: hub_sends([line for line in lines if line.round != 2], key),
-    "erases the hospital": lambda lines, key: [line for line in lines if SILO not in parties(line)],
-    "forgets that it admitted the hospital": lambda lines, key: without(lines, [find(lines, Event.SILO_ENROLLED)]),
-    "denies an update: it rejected it": rejected_instead,
-    "denies an update: the hospital was silent": silent_instead,
-    "invents an update": invents_an_update,
-    "invents an order": lambda lines, key: hub_sends(
-        invent(lines, find(lines, Event.ORDER_OFFERED, 1), body="ab" * 32), key
-    ),
-    "truncates half": lambda lines, key: lines[: len(lines) // 2],
-    "truncates the last round and what came after": lambda lines, key: [line for line in lines if line.round != 3],
-    "swaps two lines": lambda lines, key: swapped(lines, find(lines, Event.UPDATE_RECEIVED, 1) - 1),
-    "back-dates an order": lambda lines, key: back_dated(lines, find(lines, Event.ORDER_OFFERED, 1)),
-    "back-dates a sum": lambda lines, key: back_dated(lines, find(lines, Event.AGGREGATED, 1, silo="")),
-    "calls it another study": of_another_study,
-    "names another key of the hospital": lambda lines, key: change(
-        lines, find(lines, Event.SILO_ENROLLED), vkey=Signer.from_seed(SILO, b"x" * 32).vkey
-    ),
-}
-
-
-def detected(hub: Path, silo: Path) -> bool:
-    try:
-        return not reconcile(hub, silo).ok
-    except IntramuralError:
-        return True
-
-
-@pytest.mark.parametrize("name", SILO_ATTACKS)
-def test_a_hospital_that_rewrites_its_ledger_is_found_by_the_coordinators(
-    finished: Path, rebuild: Callable[..., Path], name: str
-) -> None:
-    hub, silo = ledgers(finished)
-    forged = rebuild(silo, silo_key(), lambda lines: SILO_ATTACKS[name](lines, silo_key()))
-    assert read(forged, silo_key().verifier).head != read(silo).head  # as a ledger it is faultless
-    assert detected(hub, forged)
-
-
-@pytest.mark.parametrize("name", HUB_ATTACKS)
-def test_a_coordinator_that_rewrites_its_ledger_is_found_by_the_hospitals(
-    finished: Path, rebuild: Callable[..., Path], name: str
-) -> None:
-    hub, silo = ledgers(finished)
-    key = hub_key(finished)
-    forged = rebuild(hub, key, lambda lines: HUB_ATTACKS[name](lines, key))
-    assert read(forged, key.verifier).head != read(hub).head
-    assert detected(forged, silo)
-
-
-@pytest.mark.parametrize("side", ["aggregator", SILO])
-def test_a_ledger_written_anew_under_another_key_of_that_name_is_refused(
-    finished: Path, rebuild: Callable[..., Path], side: str
-) -> None:
-    hub, silo = ledgers(finished)
-    key = Signer.from_seed(side, b"x" * 32)
-    if side == SILO:
-        forged = rebuild(silo, key, lambda lines: silo_sends(lines, key))
-        with pytest.raises(BadSignature, match="north"):
-            reconcile(hub, forged)
-    else:
-        forged = rebuild(hub, key, lambda lines: hub_sends(lines, key))
-        with pytest.raises(BadSignature, match="north"):
-            reconcile(forged, silo)
-
-
-def test_a_farewell_that_the_coordinator_drops_before_it_gave_a_receipt_can_only_be_seen_as_pending(
-    finished: Path, rebuild: Callable[..., Path]
-) -> None:
-    hub, silo = ledgers(finished, "west")  # the last one to take leave
-    key = hub_key(finished)
-
-    def drop(lines: Lines) -> Lines:
-        return lines[: find(lines, Event.CLOSING_RECEIVED, silo="west")]
-
-    found = reconcile(rebuild(hub, key, drop), silo)
-    xid = reconcile(hub, silo).newest["reply"]
-    assert found.ok
-    assert (found.pending, found.closed) == ([xid], False)
-
-
-def test_an_update_that_a_hospital_invents_after_the_end_can_only_be_seen_as_pending(
-    finished: Path, rebuild: Callable[..., Path]
-) -> None:
-    hub, silo = ledgers(finished)
-
-    def add(lines: Lines) -> Lines:
-        lines.append(lines[find(lines, Event.UPDATE_OFFERED, 2)])
-        return silo_sends(restate(lines, len(lines) - 1, payload="ab" * 32), silo_key())
-
-    found = reconcile(hub, rebuild(silo, silo_key(), add))
-    assert found.ok
-    assert len(found.pending) == 1
-
-
-def test_an_order_that_a_hospital_drops_while_it_is_the_newest_line_can_only_be_seen_as_pending(
-    begun: Toy, rebuild: Callable[..., Path]
-) -> None:
-    class Killed(Exception):  # noqa: N818
-        pass
-
-    def die(*_: Any) -> Any:
-        raise Killed
-
-    begun.poison(SILO, die)  # it received the order and died before it answered
-    with pytest.raises(Killed):
-        begun.run()
-    hub, silo = ledgers(begun.folder)
-    assert reconcile(hub, silo).orders == 2
-    place = len(read(silo).records)
-
-    def drop(lines: Lines) -> Lines:
-        return lines[: find(lines, Event.ORDER_RECEIVED, 1)]
-
-    forged = rebuild(silo, silo_key(), drop)
-    assert len(read(forged).records) < place
-    found = reconcile(hub, forged)
-    assert found.ok
-    assert (found.orders, len(found.pending)) == (1, 1)
-
-
 # What cannot be reconciled
 
 
 def test_two_ledgers_that_share_no_study_do_not_agree(finished: Path, toy: Callable[..., Toy]) -> None:
     other = toy()  # of another coordinator; no hospital was ever asked
     other.close()
-    assert detected(other.folder / "toy" / "ledger", finished / SILO)
+    with pytest.raises(IntramuralError):
+        reconcile(other.folder / "toy" / "ledger", finished / SILO)
 
 
 def test_a_hospitals_ledger_is_not_taken_for_a_coordinators(finished: Path) -> None:
@@ -526,72 +193,3 @@ def test_a_ledger_under_another_key_than_the_enrolled_one_is_found(finished: Pat
     assert verify(finished / SILO, silo_key().verifier).ok
     assert not verify(finished / SILO, Signer.from_seed(SILO, b"x" * 32).verifier).ok
     assert not verify(finished / SILO, silo_key("south").verifier).ok
-
-
-BAD_LINES: dict[str, Callable[[Lines], Lines]] = {
-    "a statement that its sender did not sign": lambda lines: change(
-        lines, find(lines, Event.ORDER_RECEIVED, 1), signature="00" * 64
-    ),
-    "an own statement that was not signed": lambda lines: change(
-        lines, find(lines, Event.UPDATE_OFFERED, 1), signature="00" * 64
-    ),
-    "a countersignature that is none": lambda lines: change(
-        lines, find(lines, Event.ORDER_RECEIVED, 1), receipt="00" * 64
-    ),
-    "a receipt that nobody gave": lambda lines: change(
-        lines, find(lines, Event.EXCHANGE_RECEIPT, 1, silo=""), receipt="00" * 64
-    ),
-    "a head that the other did not sign": lambda lines: change(
-        lines,
-        find(lines, Event.ORDER_RECEIVED, 1),
-        head=Checkpoint("aggregator/toy", 5, b"r" * 32).sign(silo_key()),
-        size=5,
-        root=(b"r" * 32).hex(),
-    ),
-    "a root that is not that of the head": lambda lines: change(
-        lines, find(lines, Event.ORDER_RECEIVED, 1), root="ab" * 32
-    ),
-    "a signature that is no number": lambda lines: change(
-        lines, find(lines, Event.UPDATE_OFFERED, 1), signature="no hex"
-    ),
-    "a statement that is none": lambda lines: change(
-        lines, find(lines, Event.UPDATE_OFFERED, 1), statement={"src": SILO, "dst": "aggregator"}
-    ),
-    "a statement that is a word": lambda lines: change(lines, find(lines, Event.UPDATE_OFFERED, 1), statement="update"),
-    "a line without its signature": lambda lines: [
-        replace(line, body={k: v for k, v in line.body.items() if k != "signature"})
-        if line.event == Event.UPDATE_OFFERED
-        else line
-        for line in lines
-    ],
-    "a receipt of nothing": lambda lines: [
-        replace(line, body={}) if line.event == Event.EXCHANGE_RECEIPT else line for line in lines
-    ],
-    "an approval of nobody": lambda lines: [
-        replace(line, body={}) if line.event == Event.STUDY_APPROVED else line for line in lines
-    ],
-    "a coordinator whose key is none": lambda lines: change(
-        lines, find(lines, Event.STUDY_APPROVED, silo=""), recipient_key="no key"
-    ),
-}
-
-
-@pytest.mark.parametrize("name", BAD_LINES)
-def test_a_line_that_its_writer_signed_and_that_proves_nothing_is_found_and_told(
-    finished: Path, rebuild: Callable[..., Path], name: str
-) -> None:
-    forged = rebuild(finished / SILO, silo_key(), BAD_LINES[name])
-    verdict = verify(forged)
-    assert not verdict.ok
-    assert "line" in verdict.problems[0]
-    assert detected(ledgers(finished)[0], forged)
-
-
-def test_a_statement_whose_signature_could_not_be_checked_is_not_counted_as_checked(
-    finished: Path, rebuild: Callable[..., Path]
-) -> None:
-    forged = rebuild(
-        finished / SILO, silo_key(), lambda lines: without(lines, [find(lines, Event.STUDY_APPROVED, silo="")])
-    )
-    verdict = verify(forged)
-    assert not verdict.ok or verdict.statements == 5  # its own; the orders' signer is not known

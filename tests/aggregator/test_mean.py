@@ -85,7 +85,7 @@ def test_the_mean_of_nothing_is_refused() -> None:
 
 @pytest.mark.parametrize("weights", [[1.0], [1.0, 1.0, 1.0]])
 def test_a_weight_too_few_or_too_many_is_refused(weights: list[float]) -> None:
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(ValueError, match="more weights|more updates"):
         weighted_mean(weights, [np.ones(2, np.float32)] * 2)
 
 
@@ -119,4 +119,4 @@ def peak(count: int) -> int:
 def test_thirty_two_silos_take_no_more_memory_than_four() -> None:
     few, many = peak(4), peak(32)
     assert many < 1.1 * few
-    assert many < 4 * 4_000_000  # the sum, the update that came and the one before it
+    assert many < 2.6 * 4_000_000  # the sum, the update that came, and a chunk's product

@@ -33,7 +33,7 @@ from flwr.supernode.main import create_app
 from flwr.supernode.nodestate import NodeStateFactory
 
 from aggregator.study import Study
-from models.errors import LedgerError, NotAppended, is_wire_code
+from models.errors import NotAppended, is_wire_code
 from models.exchange import wire
 from models.exchange.channel import Channel
 from models.exchange.documents import Manifest, Order
@@ -418,30 +418,33 @@ def test_no_text_of_an_error_leaves(node: SuperNode, site: Path, caplog: pytest.
     assert "Hanna" not in str(node.state.get_tasks())
 
 
-def test_a_ledger_that_cannot_be_written_is_answered_for_and_then_opened_anew(node: SuperNode, site: Path) -> None:
-    app = ClientApp()
-
-    @app.train()
-    def train(message: Message, context: Context) -> Message:
-        return Message(Error(2, NotAppended.code), reply_to=message)
-
-    with Worker(site, node, app) as worker:
-        node.give(message())
-        assert node.answer().error.reason == "ledger-not-appended"
-        assert isinstance(worker.end(), LedgerError)
-
-
-def test_a_refusal_that_cannot_be_written_down_is_answered_for_too(
+def test_a_ledger_that_cannot_be_written_is_answered_for_and_opened_again(
     node: SuperNode, site: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
         raise NotAppended("no space left on device")
 
     monkeypatch.setattr(open_silo(site).ledger, "append", full)
-    with Worker(site, node, echo([])) as worker:
+    with Worker(site, node, echo([])):
         node.give(message(), BUNDLES["bundle.code"])
         assert node.answer().error.reason == "ledger-not-appended"
-        assert isinstance(worker.end(), LedgerError)
+        node.give(message(), BUNDLES["bundle.code"])  # the disk has space again
+        assert node.answer().error.reason == "bundle.code"
+    assert [r.body for r in open_silo(site).ledger.records if r.event == Event.ORDER_REJECTED] == [
+        {"code": "bundle.code"}
+    ]
+
+
+def test_a_journal_that_cannot_be_written_stops_no_order(
+    node: SuperNode, site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("silos.journal.put", full)
+    with Worker(site, node, echo([])):
+        node.give(message())
+        assert not node.answer().has_error()
 
 
 # Killed

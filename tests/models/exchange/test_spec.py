@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +121,45 @@ def test_the_vector_is_the_data_section_of_its_file(tmp_path: Path) -> None:
     vector = filled(SPEC)
     save_vector(tmp_path / "model.safetensors", SPEC, vector)
     assert (tmp_path / "model.safetensors").read_bytes()[-vector.nbytes :] == vector.tobytes()
+
+
+@settings(deadline=None, max_examples=60)
+@given(shapes=shapes)
+def test_a_file_is_the_one_that_safetensors_itself_would_write(
+    shapes: dict[str, tuple[int, ...]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("model") / "model.safetensors"
+    spec = Spec.of(shapes)
+    vector = filled(spec)
+    save_vector(path, spec, vector)
+    assert path.read_bytes() == save({name: np.asarray(part, order="C") for name, part in spec.named(vector).items()})
+
+
+def test_a_file_whose_arrays_lie_in_another_order_is_read_all_the_same(tmp_path: Path) -> None:
+    header = (
+        b'{"b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},'
+        b'"a":{"dtype":"F32","shape":[2],"data_offsets":[4,12]},"__metadata__":{"by":"hand"}}'
+    )
+    content = len(header).to_bytes(8, "little") + header + np.array([3, 1, 2], "<f4").tobytes()
+    (tmp_path / "model.safetensors").write_bytes(content)
+    spec, vector = load_vector(tmp_path / "model.safetensors")
+    assert [tensor.name for tensor in spec.tensors] == ["a", "b"]
+    assert vector.tolist() == [1, 2, 3]
+
+
+def test_a_model_is_in_memory_once_while_it_is_read_and_not_again_while_it_is_written(tmp_path: Path) -> None:
+    spec = Spec.of({"large": (999_000,), "small": (1000,)})
+    vector = filled(spec)
+    tracemalloc.start()
+    try:
+        save_vector(tmp_path / "model.safetensors", spec, vector)
+        writing = tracemalloc.get_traced_memory()[1]
+        load_vector(tmp_path / "model.safetensors", vector_digest(spec.digest, vector))
+        reading = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert writing < 0.1 * vector.nbytes
+    assert reading < 1.1 * vector.nbytes
 
 
 def test_a_model_of_another_digest_is_refused_and_its_file_named(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A statement says one thing in one way, and its signature covers every word of it."""
 
 import contextlib
+import dataclasses
 import json
 from typing import Any
 
@@ -27,6 +28,7 @@ STATEMENT = Statement(
     payload="34" * 32,
     nbytes=1000,
 )
+FIELDS = [item.name for item in dataclasses.fields(Statement)]
 CHANGES: dict[str, Any] = {
     "study": "ac" * 32,
     "round": 4,
@@ -43,7 +45,7 @@ CHANGES: dict[str, Any] = {
 
 
 def raw(**changes: Any) -> dict[str, Any]:
-    return {**STATEMENT.model_dump(mode="json"), **changes}
+    return {**STATEMENT.values(), **changes}
 
 
 def test_a_statement_that_was_encoded_reads_as_itself() -> None:
@@ -51,7 +53,7 @@ def test_a_statement_that_was_encoded_reads_as_itself() -> None:
 
 
 def test_every_field_has_a_change_in_the_table() -> None:
-    assert set(CHANGES) | {"v"} == set(Statement.model_fields)
+    assert set(CHANGES) | {"v"} == set(FIELDS)
 
 
 @pytest.mark.parametrize("field", CHANGES)
@@ -69,7 +71,7 @@ def test_a_receipt_is_not_a_statements_signature() -> None:
         NORTH.verifier.verify(signing_bytes(STATEMENT.xid), NORTH.sign(receipt_bytes(STATEMENT.xid)))
 
 
-@pytest.mark.parametrize("field", Statement.model_fields)
+@pytest.mark.parametrize("field", FIELDS)
 def test_a_statement_without_one_of_its_fields_is_refused(field: str) -> None:
     content = raw()
     del content[field]

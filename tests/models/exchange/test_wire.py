@@ -213,9 +213,10 @@ def test_an_envelope_with_a_field_of_another_type_is_refused(field: str, value: 
     assert caught.value.wire_code == "malformed.fields"
 
 
-def test_a_number_that_no_ledger_line_could_hold_is_refused() -> None:
+@pytest.mark.parametrize("seen", [2**62, -1, True])
+def test_a_number_that_no_ledger_line_could_hold_is_refused(seen: int) -> None:
     records = wire.pack(envelope())
-    records["intramural"]["seen"] = 2**62
+    records["intramural"]["seen"] = seen
     with pytest.raises(Malformed) as caught:
         wire.unpack(records, SIZE)
     assert caught.value.wire_code == "malformed.fields"

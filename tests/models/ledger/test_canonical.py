@@ -1,6 +1,9 @@
 """A value has one text, and only that text is read back."""
 
+import struct
+
 import pytest
+import rfc8785
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,6 +21,30 @@ json_values = st.recursive(
 def test_canonical_json_is_read_back_as_what_was_written(value: object) -> None:
     assert parse(canonical(value)) == value
     assert canonical(parse(canonical(value))) == canonical(value)
+
+
+doubles = st.integers(0, 2**64 - 1).map(lambda bits: struct.unpack("<d", struct.pack("<Q", bits))[0])
+
+
+@given(json_values | st.floats() | doubles | st.integers() | st.text() | st.dictionaries(st.text(), st.text()))
+def test_canonical_json_is_that_of_another_implementation(value: object) -> None:
+    try:
+        expected = rfc8785.dumps(value)  # type: ignore[arg-type]
+    except ValueError:
+        with pytest.raises(ValueError, match=r".+"):
+            canonical(value)
+    else:
+        assert canonical(value) == expected
+
+
+@pytest.mark.parametrize(
+    "number",
+    [0.0, -0.0, 5e-324, 1.7976931348623157e308, 1e20, 1e21, 123456789012345678901.0, 1e-6, 1e-7, 9.5e-7, 0.1, -12.5]
+    + [float(f"{digits}e{power}") for digits in ("1", "1.5", "9.87654321") for power in range(-12, 25)],
+)
+def test_a_number_is_written_as_another_implementation_writes_it(number: float) -> None:
+    assert canonical(number) == rfc8785.dumps(number)
+    assert canonical(-number) == rfc8785.dumps(-number)
 
 
 def test_canonical_json_is_that_of_the_standard() -> None:

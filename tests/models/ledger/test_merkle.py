@@ -1,5 +1,6 @@
 """The tree is that of RFC 6962, its proofs prove, and nothing else does."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pymerkle
@@ -149,6 +150,47 @@ def test_a_forged_consistency_proof_is_refused(data: st.DataObject, new: int, ho
         forged = (*data.draw(roots), honest[2])
     assume(forged != honest)
     assert not verify_consistency(old, new, *forged)
+
+
+def forgeries(proof: list[bytes]) -> Iterator[list[bytes]]:
+    """Every way to leave out, double, swap, cut or change one hash of a proof, and to add one."""
+    for place, part in enumerate(proof):
+        before, after = proof[:place], proof[place + 1 :]
+        yield before + after
+        yield [*before, part, part, *after]
+        yield [*before, part[:-1], *after]
+        yield [*before, bytes([part[0] ^ 1]) + part[1:], *after]
+        yield [*before, part[:-1] + bytes([part[-1] ^ 0x80]), *after]
+        if after and part != after[0]:
+            yield [*before, after[0], part, *after[1:]]
+    for other in (bytes(32), TREE_LEAVES[0], TREE.root()):
+        yield [other, *proof]
+        yield [*proof, other]
+
+
+def test_of_a_hundred_thousand_forged_proofs_none_is_accepted() -> None:
+    tried = 0
+    for size in range(1, 73):
+        root = TREE.root(size)
+        for index in range(size):
+            proof = TREE.inclusion(index, size)
+            for forged in forgeries(proof):
+                tried += 1
+                assert not verify_inclusion(TREE_LEAVES[index], index, size, forged, root)
+            for moved in (index - 1, index + 1, size):
+                tried += 1
+                assert not verify_inclusion(TREE_LEAVES[index], moved, size, proof, root)
+    for new in range(2, 50):
+        for old in range(1, new):
+            proof = TREE.consistency(old, new)
+            for forged in forgeries(proof):
+                tried += 1
+                assert not verify_consistency(old, new, TREE.root(old), TREE.root(new), forged)
+            # The sizes are those of the signed heads, so a forger is left with the proof and the roots.
+            for pair in ((old - 1, new), (old + 1, new), (old, new - 1), (old, new + 1), (new, old)):
+                tried += 1
+                assert not verify_consistency(old, new, *map(TREE.root, pair), proof)
+    assert tried >= 100_000
 
 
 def test_a_proof_for_a_tree_of_another_depth_is_refused() -> None:

@@ -1,0 +1,36 @@
+"""What was recorded, checked by anyone who doubts. Reads only; needs no private key.
+
+    verify(folder)                 one ledger: against its signed head, and every signature in it
+    reconcile(aggregator, silo)    two ledgers, or proof files of them, against each other
+    prove(folder, ...)             a few kB of one ledger, for a third person who is not to see the rest
+    check(proof)                   what such a file proves
+    replay.replay(study)           every combined model anew from the updates that were kept
+
+`lines` reads what a ledger's lines say; `ledgers`, `pairs`, `proofs`, `checks` and `files` hold the functions
+above. All of these but `replay` need the standard library and `cryptography`, and nothing else.
+"""
+
+from aggregator.audit.checks import Checked, Shown, check
+from aggregator.audit.ledgers import Verdict, verify
+from aggregator.audit.pairs import reconcile
+from aggregator.audit.proofs import Line, Proof, prove
+from aggregator.audit.reconciliation import Reconciliation
+
+__all__ = [
+    "Checked",
+    "Line",
+    "Proof",
+    "Reconciliation",
+    "Shown",
+    "Verdict",
+    "as_json",
+    "check",
+    "prove",
+    "reconcile",
+    "verify",
+]
+
+
+def as_json(result: Verdict | Reconciliation | Checked) -> dict[str, object]:
+    """A result as JSON values."""
+    return result.as_json()

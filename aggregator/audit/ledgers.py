@@ -1,0 +1,157 @@
+"""What one ledger proves on its own."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from aggregator.audit import lines
+from aggregator.audit.lines import Peer
+from models.errors import BadSignature, IntramuralError, Malformed
+from models.exchange.statement import receipt_bytes, signing_bytes
+from models.ledger import Checkpoint, Event, Opened, Record, Verifier, read
+from models.ledger.vocabulary import explain
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one ledger proves on its own.
+
+    Attributes:
+        folder: Where it lies.
+        name: Who wrote it, by its own first line.
+        vkey: With which key.
+        size: Signed lines.
+        root: Root of their tree (hex).
+        first, last: Time of the first and last line.
+        statements: Statements whose signatures were checked.
+        receipts: Countersignatures of the other side that were checked.
+        unsigned: Lines after the signed head: a writer at work, or a crash.
+        problems: What is wrong; empty if nothing is.
+    """
+
+    folder: str
+    name: str
+    vkey: str = ""
+    size: int = 0
+    root: str = ""
+    first: str = ""
+    last: str = ""
+    statements: int = 0
+    receipts: int = 0
+    unsigned: int = 0
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+    def as_json(self) -> dict[str, Any]:
+        """The verdict as JSON values."""
+        return {**vars(self), "ok": self.ok}
+
+
+def verify(folder: Path | str, verifier: Verifier | None = None) -> Verdict:
+    """Check one ledger: its lines, every word and signature in them, and the documents they name.
+
+    Args:
+        folder: The ledger's folder.
+        verifier: The key it must be signed with; by default the key that it names itself, which shows
+            only that nobody without that key changed it.
+    """
+    folder = Path(folder)
+    try:
+        opened = read(folder, verifier)
+    except (IntramuralError, OSError) as error:
+        return Verdict(str(folder), verifier.name if verifier else "?", problems=[str(error)])
+    problems = [f"line {record.seq + 1}: {what}" for record in opened.records if (what := explain(record))]
+    readable = [record for record in opened.records if not explain(record)] if problems else opened.records
+    peers: dict[Peer, Verifier] = {}
+    for record in readable:
+        try:
+            if key := lines.named_key(record):
+                peers[record.study, key.name] = key
+        except IntramuralError as error:
+            problems.append(f"line {record.seq + 1}: {error}")
+    statements, receipts = 0, 0
+    for record in readable:
+        try:
+            found = _check(record, opened, peers)
+            for name in lines.documents(record):
+                opened.manifest(name)
+        except IntramuralError as error:
+            problems.append(f"line {record.seq + 1}: {error}")
+            continue
+        statements += found[0]
+        receipts += found[1]
+    if opened.incomplete:
+        problems.append("the last line is incomplete")
+    return Verdict(
+        folder=str(folder),
+        name=opened.verifier.name,
+        vkey=opened.verifier.vkey,
+        size=opened.head.size,
+        root=opened.head.root.hex(),
+        first=opened.records[0].ts,
+        last=opened.records[-1].ts,
+        statements=statements,
+        receipts=receipts,
+        unsigned=opened.unsigned,
+        problems=problems,
+    )
+
+
+def _check(record: Record, opened: Opened, peers: Mapping[Peer, Verifier]) -> tuple[int, int]:
+    """Check the signatures of one line; how many statements and receipts there were."""
+    own, body = opened.verifier, record.body
+    keys = {name: verifier for (study, name), verifier in peers.items() if study == record.study}
+    keys[own.name] = own
+    if record.event == Event.EXCHANGE_RECEIPT:
+        _check_receipt(body, keys)
+        return 0, 1
+    if "statement" not in body:
+        return 0, 0
+    return int(check_statement(record, own, keys)), 0
+
+
+def check_statement(record: Record, own: Verifier, keys: Mapping[str, Verifier]) -> bool:
+    """Check the line of a statement: who may have said it here, and that they did.
+
+    Args:
+        record: The line.
+        own: Key of the party whose ledger it is in.
+        keys: Keys of the parties of its study, by name.
+
+    Returns:
+        Whether its signatures could be checked. Of a study that was never approved here they cannot: nobody
+        vouched for its coordinator's key.
+
+    Raises:
+        BadSignature: Somebody else signed it, or something else was signed.
+        Malformed: It is no statement of this party and this study.
+    """
+    statement, body = lines.statement(record), record.body
+    owner = statement.src if lines.is_offer(record) else statement.dst
+    if statement.study != record.study or owner != own.name:
+        raise Malformed("the statement is of another study or of other parties than the line")
+    if statement.src not in keys:
+        return False
+    keys[statement.src].verify(signing_bytes(statement.xid), bytes.fromhex(body["signature"]))
+    if lines.is_offer(record):
+        return True
+    own.verify(receipt_bytes(statement.xid), bytes.fromhex(body["receipt"]))
+    head = Checkpoint.open(body["head"], keys[statement.src])
+    if (head.size, head.root.hex()) != (body["size"], body["root"]):
+        raise BadSignature(f"the head is not the one that {statement.src} signed")
+    return True
+
+
+def _check_receipt(body: Mapping[str, Any], keys: Mapping[str, Verifier]) -> None:
+    for verifier in keys.values():
+        try:
+            verifier.verify(receipt_bytes(body["xid"]), bytes.fromhex(body["receipt"]))
+        except BadSignature:
+            continue
+        return
+    raise BadSignature("the receipt is not signed by any party of this ledger")

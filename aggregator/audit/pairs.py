@@ -1,0 +1,113 @@
+"""What two parties' ledgers prove together: one history, or where they contradict each other.
+
+    reconcile(aggregator, silo)
+
+Statement by statement, from the two ledgers; or from proof files of them (see `proofs`), which show less and
+are handed out more easily.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from aggregator.audit import files
+from aggregator.audit.lines import heads, offered, peers, received, require_readable
+from aggregator.audit.reconciliation import Reconciliation
+from models.errors import BadSignature, LedgerError
+from models.exchange.statement import GENESIS, Kind, signing_bytes
+from models.ledger import Event, Opened, Record, Verifier, read
+
+
+def reconcile(aggregator: Path | str, silo: Path | str) -> Reconciliation:
+    """Compare what the aggregator and one silo say of their exchange.
+
+    The silo's key is the one that the aggregator enrolled, the aggregator's the one that stands in the
+    agreement the silo approved, so neither side is believed about its own key.
+
+    Args:
+        aggregator: The study's ledger folder, or a proof file made from it.
+        silo: The hospital's ledger folder, or a proof file made from it.
+
+    Raises:
+        LedgerError: One of the two is not what was signed, or a line says what no line can say.
+        BadSignature: One of the two is signed with another key than the other side knows.
+        Malformed: A file is no proof, or a key is none.
+    """
+    if Path(aggregator).is_file() or Path(silo).is_file():
+        return files.compare(Path(aggregator), Path(silo))
+    theirs = read(aggregator)
+    require_readable(theirs)
+    created = next((r for r in theirs.records if r.event == Event.STUDY_CREATED), None)
+    if created is None or created.study is None:
+        raise LedgerError(f"{aggregator}: is no ledger of a study", "give the ledger folder in the study's folder")
+    ours = read(silo)
+    require_readable(ours)
+    return _compare(created.study, theirs, ours)
+
+
+def _compare(study: str, theirs: Opened, ours: Opened) -> Reconciliation:
+    hub, name = theirs.verifier, ours.verifier.name
+    enrolled = peers(theirs.records).get((study, name))
+    if enrolled not in (None, ours.verifier):
+        raise BadSignature(f"{ours.folder}: is not signed with the key that was enrolled for {name}")
+    if peers(ours.records).get((study, hub.name), hub) != hub:
+        raise BadSignature(f"{theirs.folder}: is not signed with the key that {name} approved")
+    sent, got = offered(theirs.records, study, name), received(ours.records, study)
+    answered, taken = offered(ours.records, study, hub.name), received(theirs.records, study, name)
+    problems: list[str] = []
+    if enrolled is None:
+        if not (got or answered):
+            hint = "give the ledgers of one study"
+            raise LedgerError(f"{ours.folder}: {name} took no part in the study of {theirs.folder}", hint)
+        problems.append(f"{name} took part, but the aggregator's ledger never enrolled it")
+    problems += _contradictions("order", sent, got, hub) + _contradictions("reply", answered, taken, ours.verifier)
+    problems += _rewritten(theirs, heads(ours.records, study, hub.name))
+    problems += _rewritten(ours, heads(theirs.records, study, name))
+    agreed_orders, agreed_replies = [x for x in sent if x in got], [x for x in answered if x in taken]
+    return Reconciliation(
+        study=study,
+        aggregator=hub.name,
+        silo=name,
+        orders=len(agreed_orders),
+        replies=len(agreed_replies),
+        pending=[x for x in sent if x not in got] + [x for x in answered if x not in taken],
+        newest={
+            "order": agreed_orders[-1] if agreed_orders else None,
+            "reply": agreed_replies[-1] if agreed_replies else None,
+        },
+        closed=any(answered[x].body["statement"]["kind"] == Kind.CLOSING for x in agreed_replies),
+        problems=problems,
+    )
+
+
+def _contradictions(
+    what: str, offered: Mapping[str, Record], received: Mapping[str, Record], sender: Verifier
+) -> list[str]:
+    problems = [
+        f"{what} {xid[:16]} was received, but the sender's ledger does not have it"
+        for xid in received
+        if xid not in offered
+    ]
+    for xid, record in [*offered.items(), *received.items()]:
+        try:
+            sender.verify(signing_bytes(xid), bytes.fromhex(record.body["signature"]))
+        except BadSignature as error:
+            problems.append(f"{what} {xid[:16]}: {error}")
+    numbers = [r.body["statement"]["n"] for r in offered.values()]
+    if numbers != list(range(1, len(numbers) + 1)):
+        problems.append(f"the sender's {what} statements are not numbered without a gap")
+    previous = GENESIS
+    for xid, record in offered.items():
+        if record.body["statement"]["prev"] != previous:
+            problems.append(f"{what} {xid[:16]} does not name the one before it")
+        previous = xid
+    return problems
+
+
+def _rewritten(opened: Opened, heads: Sequence[tuple[int, str]]) -> list[str]:
+    """Whether a ledger still has every head that the other side saw of it."""
+    for size, root in heads:
+        if size > opened.head.size:
+            return [f"{opened.verifier.name}'s ledger ends at line {opened.head.size}, but had {size} lines before"]
+        if opened.tree.root(size).hex() != root:
+            return [f"{opened.verifier.name}'s ledger was rewritten in its first {size} lines"]
+    return []

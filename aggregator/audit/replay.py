@@ -1,0 +1,214 @@
+"""Every combined model of a study, made anew from the updates that were kept, to the bit.
+
+    replay("studies/demo")
+
+The study must have been planned with `keep_updates = true`. Nothing is taken from the coordinator's word that
+can be computed: the first model is the one that the hospitals approved, every input is an update that a
+hospital signed and whose arrays have the digest it signed, the sum is taken in the recorded order with the
+recorded weights by the code that took it first, and its digest must be the recorded one. Every model that
+was offered to a hospital must be the newest of these at that line, or the first one.
+
+That the sum comes out the same holds on any machine with IEEE 754 float32; neither torch nor Flower is used.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from aggregator.audit import lines
+from aggregator.audit.ledgers import verify
+from aggregator.mean import weighted_mean
+from models.errors import ConfigError, DataError, DigestMismatch, IntramuralError, LedgerError
+from models.exchange.documents import Agreement, Manifest, Order
+from models.exchange.spec import Spec, Vector, load_vector, vector_digest
+from models.ledger import Event, Opened, Record, Verifier, read
+
+_SUMS = {"fedavg", "fedprox"}
+"""Strategies whose next model is the old one plus the weighted mean of the updates."""
+
+
+@dataclass(frozen=True)
+class Remade:
+    """One combined model, made anew.
+
+    Attributes:
+        round: The round that made it.
+        inputs: The silos whose updates went in, in the order of the sum.
+        recorded: The digest in the ledger.
+        found: The digest of what came out here.
+    """
+
+    round: int
+    inputs: list[str]
+    recorded: str
+    found: str
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What came of making every model anew.
+
+    Attributes:
+        study: The study's digest.
+        models: Every combined model, up to the first one that could not be made.
+        orders: Orders that offered the newest model at their time: the first one, or a combined one.
+        problems: What differs, by round; empty if nothing does.
+    """
+
+    study: str
+    models: list[Remade] = field(default_factory=list)
+    orders: int = 0
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every model is what the ledger says."""
+        return not self.problems
+
+    def as_json(self) -> dict[str, Any]:
+        """The result as JSON values."""
+        return {**vars(self), "models": [vars(model) for model in self.models], "ok": self.ok}
+
+
+def replay(folder: Path | str) -> Replay:
+    """Make every combined model of a study anew. Holds two models and one update in memory.
+
+    Args:
+        folder: The study's folder; another process may be at work on it.
+
+    Raises:
+        ConfigError: It is no study folder, or its strategy is not a sum.
+        DataError: An update was not kept, or the first model is missing.
+        LedgerError: The ledger is not the one that was signed, or does not hold what it names.
+        DigestMismatch: The agreement or the first model is not the recorded one.
+    """
+    folder = Path(folder)
+    agreement = _agreement(folder)
+    opened = read(folder / "ledger", Verifier.parse(agreement.coordinator_key))
+    verdict = verify(folder / "ledger", opened.verifier)
+    if not verdict.ok:
+        raise LedgerError(f"{folder / 'ledger'}: {verdict.problems[0]}", "`intramural-audit verify` shows all of it")
+    result = Replay(agreement.study)
+    records = [r for r in opened.records if r.study == agreement.study]
+    if not any(r.event == Event.STUDY_CREATED and r.body["model"] == agreement.initial for r in records):
+        raise DigestMismatch(f"{folder / 'agreement.json'}: is not the agreement that this study was created with")
+    sums = [r for r in records if r.event == Event.AGGREGATED]
+    _require_kept(folder, sums)
+    updates = {lines.statement(r).xid: r for r in records if r.event == Event.UPDATE_RECEIVED}
+    keys = lines.peers(records)
+    spec, model = load_vector(folder / "models" / "000.safetensors", agreement.initial)
+    if spec.digest != agreement.spec:
+        raise DigestMismatch(f"{folder / 'models' / '000.safetensors'}: has other arrays than the study's")
+    made = [(0, agreement.initial)]
+    for record in sums:
+        number, body = record.round or 0, record.body
+        problems = [] if body["base"] == made[-1][1] else ["it does not start from the model before it"]
+        problems += [what for item in body["inputs"] for what in _unsigned(item, record, updates, keys, opened)]
+        try:
+            model = _combined(folder, record, spec, model)
+        except DigestMismatch as error:
+            result.problems.append(f"round {number}: {error}")
+            break
+        found = vector_digest(spec.digest, model)
+        result.models.append(Remade(number, [item["silo"] for item in body["inputs"]], body["model"], found))
+        if found != body["model"]:
+            problems.append(f"its updates give the model {found[:16]}, not {body['model'][:16]}")
+        result.problems.extend(f"round {number}: {problem}" for problem in problems)
+        if problems:
+            break
+        made.append((record.seq, found))
+    else:
+        checked = list(_orders(opened, records, made))
+        result.problems.extend(problem for problem in checked if problem)
+        return Replay(result.study, result.models, checked.count(""), result.problems)
+    return result
+
+
+def _agreement(folder: Path) -> Agreement:
+    path = folder / "agreement.json"
+    if not path.is_file():
+        raise ConfigError(f"{folder}: is no study folder (it has no agreement.json)", "give the study's folder")
+    agreement = Agreement.decode(path.read_bytes())
+    strategy = agreement.plan.strategy.name
+    if strategy not in _SUMS:
+        raise ConfigError(f"{path}: the models of {strategy} are not a sum of updates alone", "it cannot be replayed")
+    return agreement
+
+
+def _path(folder: Path, round_: int | None, silo: str) -> Path:
+    return folder / "updates" / f"{round_:03}" / f"{silo}.safetensors"
+
+
+def _require_kept(folder: Path, sums: Iterable[Record]) -> None:
+    inputs = [_path(folder, record.round, item["silo"]) for record in sums for item in record.body["inputs"]]
+    missing = [path for path in inputs if not path.is_file()]
+    if missing:
+        raise DataError(
+            f"{missing[0]}: was not kept, nor were {len(missing) - 1} more of {len(inputs)} updates",
+            "only a study whose plan says keep_updates = true can be replayed",
+        )
+
+
+def _unsigned(
+    item: Mapping[str, Any],
+    sum_: Record,
+    updates: Mapping[str, Record],
+    keys: Mapping[lines.Peer, Verifier],
+    opened: Opened,
+) -> Iterator[str]:
+    """What keeps an input from being an accepted update that its hospital signed; `verify` saw the signatures."""
+    silo, record = item["silo"], updates.get(item["xid"])
+    if record is None or record.seq > sum_.seq:
+        yield f"the input of {silo} is no accepted update"
+        return
+    statement, body = lines.statement(record), record.body
+    manifest = Manifest.decode(opened.manifest(statement.body))
+    if statement.src != silo or (sum_.study, silo) not in keys:
+        yield f"the input of {silo} was not signed by {silo}"
+    if {item["digest"], body["digest"], manifest.digest} != {statement.payload}:
+        yield f"the input of {silo} has other arrays than those it signed"
+    if record.round != sum_.round or {body["base"], manifest.base} != {sum_.body["base"]}:
+        yield f"the input of {silo} is of another round or another model"
+    if manifest.examples is None or {item["weight"], body["weight"]} != {manifest.examples.weight}:
+        yield f"the input of {silo} has another weight than the one it signed"
+
+
+def _combined(folder: Path, record: Record, spec: Spec, base: Vector) -> Vector:
+    inputs = record.body["inputs"]
+
+    def load() -> Iterator[Vector]:
+        for item in inputs:
+            path = _path(folder, record.round, item["silo"])
+            found, vector = load_vector(path, item["digest"])
+            if found != spec:
+                raise DigestMismatch(f"{path}: has other arrays than the study's")
+            yield vector
+            del vector  # or two would be in memory while the next one is read
+
+    mean = weighted_mean([item["weight"] for item in inputs], load())
+    mean += base
+    return mean
+
+
+def _orders(opened: Opened, records: Iterable[Record], made: Sequence[tuple[int, str]]) -> Iterator[str]:
+    """For each order, nothing; or how the model that it offers is not the newest one at that line."""
+    orders: dict[str, Order] = {}
+    for record in records:
+        if record.event != Event.ORDER_OFFERED:
+            continue
+        statement = lines.statement(record)
+        newest = [model for seq, model in made if seq < record.seq][-1]
+        try:
+            if statement.body not in orders:
+                orders[statement.body] = Order.decode(opened.manifest(statement.body))
+        except IntramuralError as error:
+            yield f"round {record.round}: the order to {statement.dst}: {error}"
+            continue
+        order = orders[statement.body]
+        if (order.agreement.study, order.round) != (record.study, record.round):
+            yield f"round {record.round}: the order to {statement.dst} is of another study or round"
+        elif order.base != newest or statement.payload != (None if order.visit == "close" else newest):
+            yield f"round {record.round}: the order to {statement.dst} offers another model than the newest one"
+        else:
+            yield ""

@@ -1,0 +1,173 @@
+"""From kept updates every combined model comes out again to the bit, and nothing else passes for one."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from aggregator.audit.replay import replay
+from aggregator.audit_cli import main
+from models.errors import ConfigError, DataError, DigestMismatch, LedgerError
+from models.exchange import wire
+from models.exchange.documents import Refusal
+from models.exchange.spec import load_vector, save_vector
+from models.exchange.statement import Kind
+from models.ledger import Entry, Event, Ledger, Record, Signer, read
+
+Toy = Any  # of conftest.py
+
+
+@pytest.fixture(params=["fedavg", "fedprox"])
+def strategy(request: pytest.FixtureRequest) -> str:
+    return {"fedavg": 'name = "fedavg"', "fedprox": 'name = "fedprox"\nmu = 0.1'}[request.param]
+
+
+@pytest.fixture
+def kept(toy: Callable[..., Toy]) -> Path:
+    """The folder of a study of three rounds that kept its updates."""
+    made = toy(rounds=3, keep_updates=True)
+    made.run()
+    made.close()
+    return Path(made.folder / "toy")
+
+
+def sums(folder: Path) -> list[Record]:
+    return [record for record in read(folder / "ledger").records if record.event == Event.AGGREGATED]
+
+
+def forge(folder: Path, edit: Callable[[Record], dict[str, Any]]) -> None:
+    """The coordinator writes its ledger anew, with other bodies, and signs all of it."""
+    opened, signer = read(folder / "ledger"), Signer.load(folder / "aggregator.key")
+    shutil.move(folder / "ledger", folder / "true")
+    with Ledger.create(folder / "ledger", signer, origin=opened.head.origin) as ledger:
+        ledger.append(*[Entry(r.event, edit(r), r.study, r.round) for r in opened.records[1:]])
+    shutil.copytree(folder / "true" / "manifests", folder / "ledger" / "manifests", dirs_exist_ok=True)
+
+
+def test_every_model_comes_out_again_to_the_bit(toy: Callable[..., Toy], strategy: str) -> None:
+    made = toy(rounds=3, keep_updates=True, strategy=strategy)
+    made.run()
+    made.close()
+    folder = made.folder / "toy"
+    found = replay(folder)
+    assert found.problems == []
+    assert [(m.round, m.inputs) for m in found.models] == [(r, ["east", "north", "south", "west"]) for r in (1, 2, 3)]
+    assert [m.found for m in found.models] == [r.body["model"] for r in sums(folder)]
+    assert found.orders == 20  # four hospitals, three rounds, the last measurement and the farewell
+    assert json.loads(json.dumps(found.as_json()))["ok"] is True
+
+
+def test_a_round_that_was_void_and_a_silo_that_refused_are_no_hindrance(toy: Callable[..., Toy]) -> None:
+    made = toy(rounds=3, keep_updates=True, min_silos=4)
+    refuse = Refusal(code="round-limit")
+    made.poison("west", lambda h, o, a: wire.pack(h.offer(o, Kind.REFUSAL, refuse, None, answers=a)))
+    made.run()
+    made.close()
+    found = replay(made.folder / "toy")
+    assert (found.problems, [m.round for m in found.models]) == ([], [1, 3])
+
+
+def test_a_study_that_kept_nothing_cannot_be_replayed_and_says_so(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(DataError, match="was not kept"):
+        replay(finished / "toy")
+    assert main(["replay", str(finished / "toy")]) == 1
+    assert "keep_updates = true" in capsys.readouterr().err
+
+
+def test_one_update_that_is_missing_is_named(kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (kept / "updates" / "002" / "north.safetensors").unlink()
+    assert main(["replay", str(kept)]) == 1
+    assert "updates/002/north.safetensors" in capsys.readouterr().err
+
+
+def test_an_update_that_was_changed_on_disk_is_found_in_its_round(
+    kept: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = kept / "updates" / "002" / "north.safetensors"
+    spec, vector = load_vector(path)
+    vector[0] = np.nextafter(vector[0], np.float32(9))  # one bit
+    save_vector(path, spec, vector)
+    found = replay(kept)
+    assert not found.ok
+    assert found.problems[0].startswith("round 2:")
+    assert [m.round for m in found.models] == [1]
+    assert main(["replay", str(kept)]) == 3
+    assert "FAILED: round 2" in capsys.readouterr().out
+
+
+def test_a_first_model_that_was_changed_on_disk_is_found(kept: Path) -> None:
+    path = kept / "models" / "000.safetensors"
+    spec, vector = load_vector(path)
+    save_vector(path, spec, vector + 1)
+    with pytest.raises(DigestMismatch):
+        replay(kept)
+
+
+Edit = Callable[[dict[str, Any]], dict[str, Any]]
+FIRST = {"digest": "ab" * 32}
+
+
+def inputs(**change: Any) -> Edit:
+    return lambda body: {**body, "inputs": [{**body["inputs"][0], **change}, *body["inputs"][1:]]}
+
+
+LIES: dict[str, tuple[Edit, str]] = {
+    "another weight": (inputs(weight=1), "another weight"),
+    "another hospital's update": (
+        lambda body: {**body, "inputs": [{**body["inputs"][1], "silo": "east"}, *body["inputs"][1:]]},
+        "east",
+    ),
+    "an update that nobody sent": (inputs(xid="ab" * 32), "no accepted update"),
+    "an update less": (lambda body: {**body, "inputs": body["inputs"][1:]}, "its updates give the model"),
+    "an update twice": (lambda body: {**body, "inputs": [*body["inputs"], body["inputs"][0]]}, "give the model"),
+    "another order of the sum": (lambda body: {**body, "inputs": body["inputs"][::-1]}, "give the model"),
+    "another result": (lambda body: {**body, "model": "ab" * 32}, "its updates give the model"),
+    "another start": (lambda body: {**body, "base": "ab" * 32}, "does not start from"),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_coordinator_that_lies_about_a_sum_is_found_in_its_round(kept: Path, lie: str) -> None:
+    edit, said = LIES[lie]
+    forge(kept, lambda r: edit(r.body) if (r.event, r.round) == (Event.AGGREGATED, 2) else r.body)
+    found = replay(kept)
+    assert not found.ok
+    assert all(problem.startswith("round 2:") for problem in found.problems)
+    assert said in " ".join(found.problems)
+
+
+def test_an_order_that_offers_another_model_than_the_newest_is_found(kept: Path) -> None:
+    """The coordinator says that round 2 was void, yet its orders of round 3 carry round 2's model."""
+    records = read(kept / "ledger").records
+    model = next(r.body["model"] for r in records if r.event == Event.AGGREGATED)
+    opened, signer = read(kept / "ledger"), Signer.load(kept / "aggregator.key")
+    shutil.move(kept / "ledger", kept / "true")
+    void = {"accepted": [], "excluded": [], "required": 3, "model": model}
+    with Ledger.create(kept / "ledger", signer, origin=opened.head.origin) as ledger:
+        for r in opened.records[1:]:
+            if r.event == Event.AGGREGATED and r.round and r.round > 1:
+                ledger.append(Entry(Event.ROUND_VOID, void, r.study, r.round))
+            else:
+                ledger.append(Entry(r.event, r.body, r.study, r.round))
+    shutil.copytree(kept / "true" / "manifests", kept / "ledger" / "manifests", dirs_exist_ok=True)
+    found = replay(kept)
+    assert (found.ok, found.orders) == (False, 8)
+    assert all("offers another model" in problem for problem in found.problems)
+    assert len(found.problems) == 12
+
+
+def test_a_ledger_that_does_not_verify_is_not_replayed(kept: Path) -> None:
+    next((kept / "ledger" / "manifests").iterdir()).write_bytes(b"{}")
+    with pytest.raises(LedgerError, match="manifests"):
+        replay(kept)
+
+
+def test_what_is_no_study_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is no study folder"):
+        replay(tmp_path)
