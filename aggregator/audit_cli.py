@@ -4,7 +4,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from aggregator import writing_cli
 from aggregator.audit import as_json, check, prove, reconcile, verify
+from aggregator.audit.ledgers import ledger_folder
 from aggregator.audit.proofs import load
 from models.console import OK, UNVERIFIED, run_command, show_json, show_table
 from models.ledger import Verifier, read
@@ -59,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     _json(again)
     again.set_defaults(run=_replay)
 
+    writing_cli.add(commands)
+
     schema = commands.add_parser("schema", help="print the JSON Schema of a ledger's lines")
     schema.set_defaults(run=_schema)
     return run_command(parser, argv)
@@ -66,12 +70,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
-
-
-def ledger_folder(path: Path) -> Path:
-    """The ledger itself, given it or the folder it lies in."""
-    inner = path / "ledger"
-    return inner if inner.is_dir() else path
 
 
 def _verify(arguments: argparse.Namespace) -> int:

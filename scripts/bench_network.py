@@ -580,7 +580,9 @@ def main() -> int:
         work = (options.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))).resolve()
         work.mkdir(parents=True, exist_ok=True)
         for part in sorted(set(options.only)):
+            busy = f"{os.getloadavg()[0]:.1f} processes on {os.cpu_count()} cores"
             found = list(PARTS[part](work, options))
+            found.append(Finding(part, "other work on the machine when this part began", busy))
             show_table(f"part {part}", ("", "what", "value", "bar", ""), [finding.cells for finding in found])
             findings += found
             write_results(findings)

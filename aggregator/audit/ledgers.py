@@ -155,3 +155,9 @@ def _check_receipt(body: Mapping[str, Any], keys: Mapping[str, Verifier]) -> Non
             continue
         return
     raise BadSignature("the receipt is not signed by any party of this ledger")
+
+
+def ledger_folder(path: Path) -> Path:
+    """The ledger itself, given it or the folder it lies in."""
+    inner = path / "ledger"
+    return inner if inner.is_dir() else path

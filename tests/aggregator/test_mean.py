@@ -85,7 +85,7 @@ def test_the_mean_of_nothing_is_refused() -> None:
 
 @pytest.mark.parametrize("weights", [[1.0], [1.0, 1.0, 1.0]])
 def test_a_weight_too_few_or_too_many_is_refused(weights: list[float]) -> None:
-    with pytest.raises(ValueError, match="more weights|more updates"):
+    with pytest.raises(ValueError, match=r"more weights|more updates"):
         weighted_mean(weights, [np.ones(2, np.float32)] * 2)
 
 

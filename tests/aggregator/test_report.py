@@ -404,3 +404,13 @@ def test_markdown_tells_the_same_as_html(finished: Path) -> None:
 def test_a_page_with_a_failed_verdict_is_not_ok() -> None:
     assert Page("t", [Section("s", [Verdict(ok=True, text="a")])]).ok
     assert not Page("t", [Section("s", [Verdict(ok=True, text="a"), Verdict(ok=False, text="b")])]).ok
+
+
+def test_the_commands_know_the_formats_dialects_and_views_that_there_are() -> None:
+    from aggregator import writing_cli
+    from aggregator.exports import DIALECTS, FORMATS
+    from aggregator.report import VIEWS
+
+    assert set(writing_cli._FORMATS) == set(FORMATS)
+    assert set(writing_cli._DIALECTS) == set(DIALECTS)
+    assert set(writing_cli._VIEWS) == set(VIEWS)
