@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from models.console import Report
-from models.errors import BadSignature, IntramuralError, LedgerError, Replayed, StaleBase
+from models.errors import BadSignature, IntramuralError, LedgerError, Malformed, Replayed, StaleBase
 from models.exchange.channel import Channel
 from models.exchange.documents import Agreement, Closing, Order
 from models.exchange.statement import Envelope, Kind, Statement
@@ -88,6 +88,8 @@ class Silo:
             agreement = order.agreement
             channel = self._channel(agreement)
             received = channel.verify(envelope, None if order.visit == "close" else agreement.spec, again=again)
+            if received.statement.kind is not Kind.ORDER:
+                raise Malformed("is signed as something else than an order", detail="kind")
         except IntramuralError as error:
             log.warning("an order was rejected: %s", error.wire_code)
             self.ledger.append(Entry(Event.ORDER_REJECTED, {"code": error.wire_code}))

@@ -6,14 +6,16 @@
     check(proof)                   what such a file proves
     replay.replay(study)           every combined model anew from the updates that were kept
 
-`lines` reads what a ledger's lines say; `ledgers`, `pairs`, `proofs`, `checks` and `files` hold the functions
-above. All of these but `replay` need the standard library and `cryptography`, and nothing else.
+`lines` reads what a ledger's lines say; `ledgers`, `pairs` (and `files`), `proving` and `checks` hold the
+functions above, `proofs` the file. All of these but `replay` need the standard library and `cryptography`, and
+nothing else.
 """
 
 from aggregator.audit.checks import Checked, Shown, check
 from aggregator.audit.ledgers import Verdict, verify
 from aggregator.audit.pairs import reconcile
-from aggregator.audit.proofs import Line, Proof, prove
+from aggregator.audit.proofs import Line, Proof
+from aggregator.audit.proving import prove
 from aggregator.audit.reconciliation import Reconciliation
 
 __all__ = [

@@ -7,7 +7,8 @@ and the head that came with it must be one that the sender's ledger, as the file
 from pathlib import Path
 
 from aggregator.audit.checks import Checked, Shown, check
-from aggregator.audit.proofs import Proof, load, prove
+from aggregator.audit.proofs import Proof, load
+from aggregator.audit.proving import prove
 from aggregator.audit.reconciliation import Reconciliation
 from models.errors import LedgerError
 from models.exchange.statement import GENESIS, Kind

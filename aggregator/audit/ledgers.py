@@ -75,11 +75,13 @@ def verify(folder: Path | str, verifier: Verifier | None = None) -> Verdict:
         except IntramuralError as error:
             problems.append(f"line {record.seq + 1}: {error}")
     statements, receipts = 0, 0
+    kept: set[str] = set()  # documents that are there, each read once
     for record in readable:
         try:
             found = _check(record, opened, peers)
-            for name in lines.documents(record):
+            for name in set(lines.documents(record)) - kept:
                 opened.manifest(name)
+                kept.add(name)
         except IntramuralError as error:
             problems.append(f"line {record.seq + 1}: {error}")
             continue

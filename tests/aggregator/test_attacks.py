@@ -17,7 +17,9 @@ import pytest
 from aggregator.audit import prove, reconcile, verify
 from models.console import show_table
 from models.errors import BadSignature, IntramuralError, LedgerError, ProtocolError
-from models.exchange.statement import GENESIS, Statement, signing_bytes
+from models.exchange import wire
+from models.exchange.documents import Refusal
+from models.exchange.statement import GENESIS, Kind, Statement, signing_bytes
 from models.ledger import Checkpoint, Entry, Event, Ledger, Record, Signer, read
 from models.ledger.vocabulary import explain
 
@@ -337,7 +339,8 @@ def test_a_coordinator_that_shows_two_hospitals_two_histories_is_found_whichever
 ) -> None:
     begun.close()
     fork = type(begun).open(Path(shutil.copytree(begun.folder, tmp_path / "fork")))
-    fork.hospitals["west"].silent = True
+    refuse = Refusal(code="round-limit")
+    fork.poison("west", lambda h, o, a: wire.pack(h.offer(o, Kind.REFUSAL, refuse, None, answers=a)))
     fork.run()
     fork.close()
     begun = begun.reopen()

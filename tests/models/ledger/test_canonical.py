@@ -1,5 +1,6 @@
 """A value has one text, and only that text is read back."""
 
+import json
 import struct
 
 import pytest
@@ -58,6 +59,26 @@ def test_canonical_json_is_that_of_the_standard() -> None:
         '{"literals":[null,true,false],"numbers":[333333333.3333333,1e+30,4.5,0.002,1e-27],'
         '"string":"€$\\u000f\\nA\'B\\"\\\\\\\\\\"/"}'
     )
+
+
+@given(json_values)
+def test_of_all_ways_to_write_a_value_only_the_canonical_one_is_read(value: object) -> None:
+    for ascii_only in (True, False):
+        for separators in ((",", ":"), (", ", ": ")):
+            written = json.dumps(value, ensure_ascii=ascii_only, separators=separators, sort_keys=True).encode()
+            if written == canonical(value):
+                assert canonical(parse(written)) == written
+            else:
+                with pytest.raises(ValueError, match=r".+"):
+                    parse(written)
+
+
+@pytest.mark.parametrize(
+    "data", [b'{"a":1e2}', b'{"a":-0}', b'{"a":1.50}', b"9007199254740993", b'{"a":100000000000000000000000}']
+)
+def test_a_number_in_another_than_its_canonical_form_is_refused(data: bytes) -> None:
+    with pytest.raises(ValueError, match="canonical"):
+        parse(data)
 
 
 def nested() -> list[object]:
