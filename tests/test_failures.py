@@ -1,15 +1,13 @@
 """What a study survives. The whole table is written by scripts/failures.py; the cheapest of it is tried here."""
 
 import importlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
-from flwr.app import Error, Message
 
-from aggregator import LocalGrid, Study, rounds, run
+from aggregator import Study, rounds, run
 from models.ledger import Event
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
@@ -20,60 +18,6 @@ def failures(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(SCRIPTS))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     return importlib.import_module("failures")
-
-
-def test_a_study_whose_executor_and_serverapp_are_killed_ends_with_the_simulations_model(
-    failures: ModuleType, tmp_path: Path
-) -> None:
-    from federation import simulated
-
-    def strike(trial: Any) -> Iterator[None]:
-        yield
-        trial.hit(r"-m silos\.\S*executor", trial.sites[failures.STRUCK].parent)
-        assert trial.wait(lambda: trial.in_round(3), 120)
-        trial.hit(r"flwr-serverapp --", trial.home)
-
-    template = tmp_path / "template"
-    failures.set_up(template, patients=16, images=3, epochs=2)
-    sites = sorted(template.glob("hospitals/*/site.toml"))
-    for site in sites:  # a simulation has no approvals
-        failures.replace(site, r"(?m)^studies = \[\]", 'studies = ["failures"]')
-    with simulated(tmp_path / "simulation", template / "plan.toml", sites) as history:
-        expected = [item.model for item in history.rounds]
-
-    said = (failures.there(r"executor ended \(signal 9\).*"), failures.there("an order was left unfinished.*"))
-    row = failures.Row("both", "an executor, then the ServerApp")
-    planned = failures.Scenario("both", row.struck, strike, said, spares=True)
-    model = failures.perform(template, tmp_path / "struck", planned, row)
-    failures.compare(row, planned, model, expected[-1])
-    assert row.broken == ""
-    assert (row.rounds, row.excluded, row.ledgers, row.model) == ("5 combined, 0 void", "nobody", "agree", "same")
-
-
-class Restless(LocalGrid):
-    """A grid whose last hospital goes away with its first order of round 2, for a while."""
-
-    away = 3
-    """Looks that it is away for."""
-
-    def __init__(self, sites: Iterable[Path]) -> None:
-        super().__init__(list(sites))
-        self.node = max(self.roster)
-        self.left = 0  # looks until it is back; below 0 when it has been away
-
-    def get_node_ids(self) -> list[int]:
-        if self.left > 0:
-            self.left = self.left - 1 or -1
-        return [node for node in super().get_node_ids() if node != self.node or self.left <= 0]
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
-        for message_id in message_ids:
-            metadata = self._pending[message_id].metadata
-            if self.left == 0 and metadata.group_id == "2" and metadata.dst_node_id == self.node:
-                self.left = self.away
-                yield Message(Error(5, "gone"), reply_to=self._pending.pop(message_id))
-            else:
-                yield from super().pull_messages([message_id])
 
 
 def test_a_hospital_that_went_away_with_its_order_is_asked_again_when_it_is_back(
