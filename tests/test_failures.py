@@ -1,13 +1,14 @@
 """What a study survives. The whole table is written by scripts/failures.py; the cheapest of it is tried here."""
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from flwr.app import Error, Message
 
-from aggregator import Study, rounds, run
+from aggregator import LocalGrid, Study, rounds, run
 from models.ledger import Event
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
@@ -18,6 +19,32 @@ def failures(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(SCRIPTS))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     return importlib.import_module("failures")
+
+
+class Restless(LocalGrid):
+    """A grid whose last hospital goes away with its first order of round 2, for a while."""
+
+    away = 3
+    """Looks that it is away for."""
+
+    def __init__(self, sites: Iterable[Path]) -> None:
+        super().__init__(list(sites))
+        self.node = max(self.roster)
+        self.left = 0  # looks until it is back; below 0 when it has been away
+
+    def get_node_ids(self) -> list[int]:
+        if self.left > 0:
+            self.left = self.left - 1 or -1
+        return [node for node in super().get_node_ids() if node != self.node or self.left <= 0]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
+        for message_id in message_ids:
+            metadata = self._pending[message_id].metadata
+            if self.left == 0 and metadata.group_id == "2" and metadata.dst_node_id == self.node:
+                self.left = self.away
+                yield Message(Error(5, "gone"), reply_to=self._pending.pop(message_id))
+            else:
+                yield from super().pull_messages([message_id])
 
 
 def test_a_hospital_that_went_away_with_its_order_is_asked_again_when_it_is_back(
