@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Mapping
 
+from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from models.ledger import Verifier
@@ -15,3 +16,14 @@ class StudyGrid(Grid):
     @abstractmethod
     def roster(self) -> Mapping[int, Verifier]:
         """Each hospital that may take part, by node id; it can grow and shrink while a study runs."""
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Make a message to a node."""
+        return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)

@@ -83,17 +83,6 @@ class LocalGrid(StudyGrid):
         """Replace Flower's description of the run."""
         self._run = run
 
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Make a message to a node."""
-        return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
-
     def get_node_ids(self) -> Iterable[int]:
         """The hospitals' node ids."""
         return list(self._contexts)

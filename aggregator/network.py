@@ -6,9 +6,11 @@ memory twice; Flower's own way has it there three times. Written against Flower 
 """
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from flwr.app import Array, Message, RecordDict
+import httpx
+from flwr.app import Array, Error, Message, MessageType, RecordDict
 from flwr.app.message.arraychunk import ArrayChunk
 from flwr.serverapp import Grid
 from flwr.supercore.inflatable.inflatable_object import (
@@ -20,7 +22,13 @@ from flwr.supercore.inflatable.inflatable_utils import inflatable_class_registry
 from flwr.supercore.run import Run
 
 from aggregator.grid import StudyGrid
+from models.errors import Malformed
 from models.ledger import Verifier
+
+log = logging.getLogger("intramural.aggregator")
+
+_UNKNOWN = 0  # Flower's code for an error that it has no word for; ours stands behind it
+_SUPERLINK = 1  # Flower's node id of the server
 
 
 class NetworkGrid(StudyGrid):
@@ -49,9 +57,17 @@ class NetworkGrid(StudyGrid):
         return [message_id or "" for message_id in self._grid.push_messages(messages)]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
-        """Fetch the replies that are there, one at a time."""
+        """Fetch the replies that are there, one at a time; what cannot be put together is an error of its sender."""
         for message_id in message_ids:
-            yield from self._grid.pull_messages([message_id])
+            try:
+                yield from self._grid.pull_messages([message_id])
+            except httpx.HTTPError:
+                raise  # the SuperLink's trouble, and not a hospital's
+            except Exception as error:  # whatever a stranger sends
+                log.debug("a reply cannot be put together", exc_info=error)
+                asked = Message(RecordDict(), _SUPERLINK, MessageType.TRAIN)
+                asked.metadata.__dict__["_message_id"] = message_id
+                yield Message(Error(_UNKNOWN, Malformed.code), reply_to=asked)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send messages and wait for their replies."""
@@ -65,17 +81,6 @@ class NetworkGrid(StudyGrid):
     def set_run(self, run: Run) -> None:
         """Replace Flower's description of the run."""
         self._grid.set_run(run)
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Make a message to a node."""
-        return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
 
 
 class _LeanArray(InflatableObject):

@@ -284,7 +284,7 @@ class _Run:
             name = statement["src"]
             if self.study.has_update(round_, name, digest):
                 load = functools.partial(self.study.load_update, round_, name, digest)
-                xid = Statement.model_validate(statement).xid
+                xid = Statement.parse(statement).xid
                 found[name] = _Accepted(xid, digest, Contribution(name, record.body["weight"], load))
         return found
 

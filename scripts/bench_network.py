@@ -170,7 +170,7 @@ class Watch(threading.Thread):
         "flower-superexec": "SuperExec",
         "models.exchange.door": "door",
         "flower-supernode": "SuperNode",
-        "silos.executor": "executor",
+        "silos.service.executor": "executor",
         "bench_network.py executor": "executor",
     }
 
@@ -503,7 +503,7 @@ def executor(words: Sequence[str]) -> int:
     from models.exchange.documents import Order
     from silos import training
     from silos.app import app as silo_app
-    from silos.executor import Executor
+    from silos.service.executor import Executor
 
     site, address, secret, kind, out = words
     spent = {"start": 0.0, "work": 0.0}

@@ -15,12 +15,13 @@ from models.errors import ConfigError, DataError, IntramuralError
 from models.ledger import read
 from models.plan import Plan
 from models.tasks.flat import FlatNetwork
-from silos import cohort, decisions
+from silos import cohort
+from silos.approval import decisions
 from silos.cohort import Cohort
 from silos.config import Site
-from silos.connection import check_connection
 from silos.dicom.decode import read_image
 from silos.finding import Finding, look
+from silos.network.connection import check_connection
 from silos.training import device_for
 from silos.visit import load_signer, scan_site
 

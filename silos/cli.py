@@ -19,7 +19,7 @@ from models.console import (
 )
 
 if TYPE_CHECKING:
-    from silos.approvals import Approval
+    from silos.approval.approve import Approval
     from silos.config import Site
 
 # torch and MONAI take seconds to import, so a command imports what it needs when it runs.
@@ -70,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     join = commands.add_parser("join", help="make this hospital's keys and the public file that enrols it")
     join.add_argument("site", type=Path, help="site.toml")
+    join.add_argument("--out", type=Path, help="write the public file here too, to be sent")
     _json(join)
     join.set_defaults(run=_join)
 
@@ -238,10 +239,13 @@ def _released(arguments: argparse.Namespace) -> int:
 
 
 def _join(arguments: argparse.Namespace) -> int:
-    from silos.enrolment import invitation, join, node_files
+    from silos.network.enrolment import invitation, join, node_files
 
     site = _site(arguments.site)
     enrolment, path = join(site), node_files(site).enrolment
+    if arguments.out:
+        arguments.out.write_bytes(path.read_bytes())
+        path = arguments.out
     coordinator = invitation(site) if site.run.coordinator else None
     if arguments.json:
         known = coordinator and {"name": coordinator.name, "fingerprint": coordinator.fingerprint}
@@ -255,8 +259,8 @@ def _join(arguments: argparse.Namespace) -> int:
 
 
 def _approve(arguments: argparse.Namespace) -> int:
-    from silos.approvals import approve
-    from silos.proposal import explain, read_agreement
+    from silos.approval.approve import approve
+    from silos.approval.proposal import explain, read_agreement
 
     site = _site(arguments.site)
     rows = explain(site, read_agreement(arguments.agreement))
@@ -271,7 +275,7 @@ def _approve(arguments: argparse.Namespace) -> int:
 
 
 def _revoke(arguments: argparse.Namespace) -> int:
-    from silos.approvals import revoke
+    from silos.approval.approve import revoke
 
     decided = revoke(_site(arguments.site), arguments.study)
     if arguments.json:
@@ -290,7 +294,7 @@ def _tell(decided: "list[Approval]") -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from silos.service import run_service
+    from silos.service.run import run_service
 
     log_service(json_lines=arguments.log_json)
     return run_service(arguments.site, stop_signal(), arguments.log_json)

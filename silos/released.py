@@ -52,7 +52,7 @@ def released(folder: Path) -> list[Sent]:
     for record in opened.records:
         if not record.event.endswith(".offered"):
             continue
-        statement = Statement.model_validate(record.body["statement"])
+        statement = Statement.parse(record.body["statement"])
         filters = metrics = ""
         if statement.kind in (Kind.UPDATE, Kind.REPORT):
             manifest = Manifest.decode(opened.manifest(statement.body))

@@ -15,9 +15,10 @@ from models.exchange.channel import Channel
 from models.exchange.documents import Agreement, Closing, Order
 from models.exchange.statement import Envelope, Kind, Statement
 from models.ledger import Entry, Event, Verifier
-from silos import decisions, gate
+from silos import gate
+from silos.approval import decisions
 from silos.config import Site
-from silos.enrolment import invitation
+from silos.network.enrolment import invitation
 from silos.visit import Bench, load_signer, set_up, visit
 
 log = logging.getLogger("intramural.silo")

@@ -21,8 +21,8 @@ from models.exchange.documents import Manifest
 from models.exchange.spec import load_vector
 from models.exchange.statement import Statement
 from models.ledger import Event, read
-from silos import approvals
 from silos.app import AGAIN
+from silos.approval.approve import approve, revoke
 from silos.config import Site
 
 Write = Callable[..., Path]
@@ -39,7 +39,7 @@ def finish(plan: Path, folder: Path, sites: list[Path]) -> Outcome:
         return run(study, grid)
 
 
-def approve(sites: list[Path], old: str, digest: str) -> None:
+def name_in_policy(sites: list[Path], old: str, digest: str) -> None:
     """Name the digest of the study `trial` in each policy, in place of what stands there."""
     for site in sites:
         change(site, '"trial"' if old == "trial" else f'"trial@{old}"', f'"trial@{digest}"')
@@ -76,9 +76,9 @@ def test_the_same_seed_gives_the_same_models_to_the_bit(
     hospitals: list[Path], write_plan: Write, tmp_path: Path
 ) -> None:
     first = finish(write_plan(), tmp_path / "first", hospitals)
-    approve(hospitals, "trial", first.study)
+    name_in_policy(hospitals, "trial", first.study)
     with Study.create(write_plan(), tmp_path / "second") as study:
-        approve(hospitals, first.study, study.digest)
+        name_in_policy(hospitals, first.study, study.digest)
     with Study.open(tmp_path / "second") as study, LocalGrid(hospitals) as grid:
         second = run(study, grid)
     finish(write_plan("trial-prox", seed=8), tmp_path / "other", hospitals)
@@ -291,7 +291,7 @@ def test_a_silo_killed_after_it_wrote_its_answer_down_answers_again_and_one_exch
     answers: dict[str, list[str]] = {}
     for record in records:
         if record.event == f"{event}.offered":
-            statement = Statement.model_validate(record.body["statement"])
+            statement = Statement.parse(record.body["statement"])
             answers.setdefault(str(statement.answers), []).append(statement.xid)
     assert pair.pending == [first for first, _ in answers.values()]
     assert len(pair.pending) == lost
@@ -307,7 +307,7 @@ def test_a_hospital_that_revokes_in_the_middle_refuses_from_then_on_and_the_othe
 
     def revoke_once(history: History) -> None:
         if len(history.rounds) == 2:
-            approvals.revoke(site, "trial")
+            revoke(site, "trial")
 
     with Study.create(write_plan(rounds=3), folder) as study, LocalGrid(hospitals) as grid:
         outcome = run(study, grid, revoke_once)
@@ -326,7 +326,7 @@ def test_a_hospital_that_approves_the_agreement_of_the_study_folder_takes_part_i
         change(path, 'studies = ["trial", "trial-prox"]', "studies = []")
     with Study.create(write_plan(rounds=1), folder):
         for path in hospitals:
-            assert approvals.approve(Site.load(path), folder / "agreement.json").recorded
+            assert approve(Site.load(path), folder / "agreement.json").recorded
     with Study.open(folder) as study, LocalGrid(hospitals) as grid:
         assert run(study, grid).history.rounds[1].accepted == ["east", "north", "south"]
     other = finish(write_plan(rounds=1), tmp_path / "other", hospitals)

@@ -1,6 +1,6 @@
 """A few kB of one ledger, for a third person who is not to see the rest of it.
 
-    proof = prove("hospitals/north/work/ledger")              # the newest statements of both directions
+    proof = prove("north/ledger")                            # the newest statements of both directions
     proof = prove(folder, exchange="9f2c31", documents=True)  # one exchange, with what it carried
     Path("north.proof").write_bytes(proof.encode())
 

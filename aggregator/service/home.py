@@ -20,7 +20,6 @@ import json
 import os
 import shlex
 import shutil
-import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -325,14 +324,10 @@ def _check_private(folder: Path) -> None:
     """See that nobody else on this machine can read the folder's secrets."""
     for path, mode in ((folder, 0o700), *((folder / name, 0o600) for name in _SECRETS)):
         try:
-            found = stat.S_IMODE(path.stat().st_mode)
+            found = path.stat().st_mode
         except OSError as error:
             raise ConfigError(f"{path}: {error.strerror}", "restore the file") from error
-        if found & 0o077:
-            raise ConfigError(
-                f"{path}: others on this machine may use it (mode {found:04o})",
-                f"run: chmod {mode:o} {shlex.quote(str(path))}",
-            )
+        disk.require_private(path, found, mode)
 
 
 def _bytes(path: Path) -> bytes:

@@ -104,11 +104,6 @@ class Statement:
         return cls(**values)
 
     @classmethod
-    def model_validate(cls, values: Any) -> Self:
-        """The same as `parse`."""
-        return cls.parse(values)
-
-    @classmethod
     def decode(cls, content: bytes) -> Self:
         """Read a statement.
 

@@ -8,9 +8,13 @@ file's name is there once its folder is synced too. Every function here returns 
 """
 
 import os
+import shlex
+import stat
 from pathlib import Path
 
-from models.errors import Locked
+from models.errors import ConfigError, Locked
+
+_LARGEST_SECRET = 64 * 1024  # bytes
 
 
 def write_all(number: int, content: bytes) -> None:
@@ -56,6 +60,45 @@ def publish(path: Path, content: bytes) -> None:
     draft = path.with_name(f"{path.name}.new")
     _fill(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), content)
     rename(draft, path)
+
+
+def read_private(path: Path, restore: str) -> bytes:
+    """Read a file that is its owner's alone, such as a private key.
+
+    Args:
+        path: The file.
+        restore: What to do if it cannot be read.
+
+    Raises:
+        ConfigError: It cannot be read, or others on this machine can use it.
+    """
+    try:
+        with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            content = file.read(_LARGEST_SECRET)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}", restore) from error
+    require_private(path, mode, 0o600)
+    return content
+
+
+def require_private(path: Path, mode: int, own: int) -> None:
+    """See that nobody else on this machine can use a file or a folder.
+
+    Args:
+        path: Which.
+        mode: The mode that it has.
+        own: The mode that it should have.
+
+    Raises:
+        ConfigError: Somebody else can.
+    """
+    found = stat.S_IMODE(mode)
+    if found & 0o077:
+        raise ConfigError(
+            f"{path}: others on this machine may use it (mode {found:04o})",
+            f"run: chmod {own:o} {shlex.quote(str(path))}",
+        )
 
 
 def rename(draft: Path, path: Path) -> None:

@@ -15,8 +15,6 @@ import hashlib
 import hmac
 import os
 import re
-import shlex
-import stat
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -165,17 +163,7 @@ class Signer:
             ConfigError: It is missing, others can read or change it, or it is no key.
         """
         path = Path(path)
-        try:
-            with path.open("rb") as file:
-                mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-                content = file.read(4096)
-        except OSError as error:
-            raise ConfigError(f"{path}: {error.strerror}", "give the path of this party's private key") from error
-        if mode & 0o077:
-            raise ConfigError(
-                f"{path}: others on this machine may use this private key (mode {mode:04o})",
-                f"run: chmod 600 {shlex.quote(str(path))}",
-            )
+        content = disk.read_private(path, "give the path of this party's private key")
         try:
             return cls._parse(content.decode())
         except (ValueError, Malformed):

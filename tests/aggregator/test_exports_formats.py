@@ -121,7 +121,7 @@ def test_what_left_is_told_with_its_filters_counts_and_metrics(finished: Path) -
     assert first.manifest is not None
     manifests.append(first.manifest)
     assert (first.source, first.destination, first.party, first.peer) == ("north", "aggregator", "north", "aggregator")
-    statement = Statement.model_validate(first.record.body["statement"])
+    statement = Statement.parse(first.record.body["statement"])
     assert (first.xid, first.payload, first.nbytes) == (statement.xid, statement.payload, statement.nbytes)
     assert first.details["filters"] == "clip 10"
     assert first.details["examples"] == "17 images"

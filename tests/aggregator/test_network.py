@@ -2,11 +2,13 @@
 
 import tracemalloc
 
+import httpx
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.supercore.inflatable.inflatable_object import InflatableObject, get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflatable_class_registry, inflate_object_from_contents
+from flwr.supercore.task_identity import TaskIdentity
 
 from aggregator import network
 
@@ -60,3 +62,31 @@ def test_an_array_that_names_a_piece_which_is_not_there_is_refused(number: bytes
     assert changed != contents[name]
     with pytest.raises((LookupError, TypeError)):
         put_together(sent, {**contents, name: changed})
+
+
+def test_a_reply_that_cannot_be_put_together_is_an_error_of_its_sender_and_the_others_arrive() -> None:
+    class Flowers:
+        """Flower's grid, with one reply that is broken in a way nobody foresaw."""
+
+        def pull_messages(self, message_ids: list[str]) -> list[Message]:
+            if message_ids == ["broken"]:
+                raise KeyError("arraychunk_ids")
+            asked = Message(RecordDict(), 7, MessageType.TRAIN)
+            asked.metadata.__dict__["_message_id"] = message_ids[0]
+            return [Message(RecordDict(), reply_to=asked)]
+
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+    grid = network.NetworkGrid(Flowers(), dict)  # type: ignore[arg-type]
+    replies = list(grid.pull_messages(["first", "broken", "last"]))
+    assert [reply.metadata.reply_to_message_id for reply in replies] == ["first", "broken", "last"]
+    assert [reply.has_error() for reply in replies] == [False, True, False]
+    assert replies[1].error.reason == "malformed"
+
+
+def test_a_superlink_that_fails_is_no_fault_of_a_hospital() -> None:
+    class Flowers:
+        def pull_messages(self, message_ids: list[str]) -> list[Message]:
+            raise httpx.ConnectError("gone")
+
+    with pytest.raises(httpx.ConnectError):
+        list(network.NetworkGrid(Flowers(), dict).pull_messages(["first"]))  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from models.plan import Plan
 from models.tasks import task
 from models.tasks.flat import FlatNetwork
 from silos import check
-from silos.approvals import approve, revoke
+from silos.approval.approve import approve, revoke
 from silos.check import check_site
 from silos.config import Site
 from silos.finding import Finding

@@ -11,7 +11,7 @@ from models.errors import ConfigError
 from models.exchange.enrolment import Enrolment, Invitation
 from models.ledger import Signer
 from silos.config import Site
-from silos.enrolment import invitation, join, load_client_key, load_node_key, node_files
+from silos.network.enrolment import invitation, join, load_client_key, load_node_key, node_files
 
 SITE = """
 name = "north"

@@ -23,11 +23,11 @@ from models.console import FAILED, OK, UNVERIFIED
 from models.errors import ConfigError
 from models.ledger import disk
 from models.processes import Process, Supervisor
-from silos import enrolment
 from silos.config import Site
-from silos.connection import check_connection
-from silos.journal import RESTART_NODE, STATUS, put_json
-from silos.node import FORWARDER, SUPERNODE, Link, Node
+from silos.network import enrolment
+from silos.network.connection import check_connection
+from silos.service.journal import RESTART_NODE, STATUS, put_json
+from silos.service.node import FORWARDER, SUPERNODE, Link, Node
 
 log = logging.getLogger("intramural.service")
 
@@ -82,7 +82,7 @@ class _Service:
         self._status = site.run.work / STATUS
         self._opened = False  # whether the executor was ever ready
         self._last_order: float | None = None
-        command = [sys.executable, "-m", "silos.executor", str(path), "--address", node.address]
+        command = [sys.executable, "-m", "silos.service.executor", str(path), "--address", node.address]
         command += ["--secret", str(node.secret), *(["--log-json"] if json_lines else [])]
         command += ["--verbose"] if log.isEnabledFor(logging.DEBUG) else []
         executor = Process(EXECUTOR, command, on_exit=self._executor_ended)

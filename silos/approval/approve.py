@@ -15,10 +15,10 @@ from typing import Literal
 from models.errors import ConfigError, Locked
 from models.exchange.documents import Agreement
 from models.ledger import disk
-from silos import decisions
+from silos.approval import decisions
+from silos.approval.decisions import Decision
+from silos.approval.proposal import objections, read_agreement
 from silos.config import Site
-from silos.decisions import Decision
-from silos.proposal import objections, read_agreement
 from silos.visit import load_signer
 
 _Asked = tuple[str, str, Agreement | None]

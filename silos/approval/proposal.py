@@ -20,7 +20,7 @@ from models.plan import Plan
 from models.tasks.flat import FlatNetwork
 from silos import gate, privacy
 from silos.config import Policy, Site
-from silos.enrolment import invitation
+from silos.network.enrolment import invitation
 
 Row = tuple[str, str]
 """What, and its value."""

@@ -29,12 +29,12 @@ from models.ledger import Event, Ledger, Record, Signer, read
 from models.plan import Plan
 from models.tasks import task
 from models.tasks.flat import FlatNetwork
-from silos import decisions
 from silos import silo as silo_module
-from silos.approvals import approve, revoke
+from silos.approval import decisions
+from silos.approval.approve import approve, revoke
+from silos.approval.decisions import Decision
+from silos.approval.proposal import REFUSED, explain, read_agreement
 from silos.config import Site
-from silos.decisions import Decision
-from silos.proposal import REFUSED, explain, read_agreement
 from silos.silo import Silo
 
 MakePlan = Callable[..., Plan]

@@ -17,10 +17,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from models.errors import ConfigError
 from models.exchange.enrolment import Invitation
-from silos import enrolment
 from silos.config import Site
 from silos.finding import Finding, look
-from silos.knock import KNOWN, UNKNOWN, Answer, knock
+from silos.network import enrolment
+from silos.network.knock import KNOWN, UNKNOWN, Answer, knock
 
 _CONNECT = 5.0  # seconds for a port to answer
 _ANSWER = 20.0  # seconds for the handshake, and for the request

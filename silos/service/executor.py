@@ -1,11 +1,11 @@
 """The executor: hands the orders that the hospital's SuperNode receives to our app, in this one process.
 
-    python -m silos.executor SITE.toml --address 127.0.0.1:PORT --secret FILE
+    python -m silos.service.executor SITE.toml --address 127.0.0.1:PORT --secret FILE
 
 Flower's own executor unpacks a study's bundle, imports the code in it, and starts a new process for every
 message. This one runs what the hospital installed and nothing else, keeps the network and the data in memory
 between rounds, and sends back an answer or one fixed word, never the text of an error. It works on one order
-at a time, and writes a journal (`silos.journal`), so that it may be killed at any moment.
+at a time, and writes a journal (`silos.service.journal`), so that it may be killed at any moment.
 
 It ends with `RESTART_NODE` when the SuperNode waits for an answer that cannot come; a supervisor that sees
 this must start the SuperNode anew.
@@ -28,11 +28,11 @@ from flwr.clientapp import ClientApp
 from models.console import log_service, run_command
 from models.errors import BundleRefused, ConfigError, Interrupted, IntramuralError, LedgerError, is_wire_code
 from models.ledger import Entry, Event
-from silos import bundle
 from silos.app import AGAIN, SITE, close_silo, open_silo
 from silos.app import app as silo_app
-from silos.journal import RESTART_NODE, STATUS, Journal, Page, Stage, TornError, put_json
-from silos.runtime import NodeStuckError, Runtime, Task, TaskGoneError, dump, load
+from silos.service import bundle
+from silos.service.journal import RESTART_NODE, STATUS, Journal, Page, Stage, TornError, put_json
+from silos.service.runtime import NodeStuckError, Runtime, Task, TaskGoneError, dump, load
 
 log = logging.getLogger("intramural.executor")
 
@@ -207,7 +207,9 @@ class Executor:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the executor until SIGTERM."""
-    parser = argparse.ArgumentParser(prog="python -m silos.executor", description="Follows a SuperNode's orders.")
+    parser = argparse.ArgumentParser(
+        prog="python -m silos.service.executor", description="Follows a SuperNode's orders."
+    )
     parser.add_argument("site", type=Path, help="site.toml")
     parser.add_argument("--address", required=True, metavar="HOST:PORT", help="the SuperNode's Runtime API")
     parser.add_argument("--secret", required=True, type=Path, metavar="FILE", help="the secret that it demands")

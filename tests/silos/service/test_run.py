@@ -36,17 +36,17 @@ from models.exchange.documents import Order
 from models.exchange.statement import Kind
 from models.ledger import Event, Signer, read
 from models.processes import Process, Supervisor
-from silos import node as node_module
-from silos import service
 from silos.cohort import match, read_labels
 from silos.config import Site
-from silos.enrolment import join
-from silos.journal import RESTART_NODE
-from silos.node import Link, Node
+from silos.network.enrolment import join
 from silos.phantom import write_hospital
-from silos.service import HEALTH, run_service
+from silos.service import node as node_module
+from silos.service import run as service
+from silos.service.journal import RESTART_NODE
+from silos.service.node import Link, Node
+from silos.service.run import HEALTH, run_service
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 
 
 def eventually(what: Callable[[], Any], seconds: float = 60) -> Any:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from silos.journal import Journal, Stage, TornError, put
+from silos.service.journal import Journal, Stage, TornError, put
 
 ORDER = bytes(range(256)) * 100
 

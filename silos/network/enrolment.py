@@ -8,9 +8,6 @@ itself. That file goes to the coordinator; every private key stays in a file tha
 on the machine where it was made.
 """
 
-import os
-import shlex
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -250,17 +247,7 @@ def _make(path: Path, form: PrivateFormat) -> None:
 
 
 def _load(path: Path) -> ec.EllipticCurvePrivateKey:
-    try:
-        with path.open("rb") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            content = file.read(_LARGEST)
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}", "run: intramural-silo join SITE.toml") from error
-    if mode & 0o077:
-        raise ConfigError(
-            f"{path}: others on this machine may use this private key (mode {mode:04o})",
-            f"run: chmod 600 {shlex.quote(str(path))}",
-        )
+    content = disk.read_private(path, "run: intramural-silo join SITE.toml")
     read = load_ssh_private_key if b"OPENSSH" in content[:64] else load_pem_private_key
     try:
         key = read(content, None)

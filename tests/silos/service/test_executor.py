@@ -39,13 +39,13 @@ from models.exchange.channel import Channel
 from models.exchange.documents import Manifest, Order
 from models.exchange.statement import Kind, Statement
 from models.ledger import Event
-from silos import executor, runtime
 from silos.app import app as silo_app
 from silos.app import close_silo, open_silo
-from silos.executor import Executor
-from silos.journal import RESTART_NODE, Journal, Stage, put
 from silos.phantom import write_hospital
-from silos.runtime import NodeStuckError, Runtime, dump
+from silos.service import executor, runtime
+from silos.service.executor import Executor
+from silos.service.journal import RESTART_NODE, Journal, Stage, put
+from silos.service.runtime import NodeStuckError, Runtime, dump
 
 SECRET = b"only-for-this-test"
 NODE = 42
@@ -441,7 +441,7 @@ def test_a_journal_that_cannot_be_written_stops_no_order(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("silos.journal.put", full)
+    monkeypatch.setattr("silos.service.journal.put", full)
     with Worker(site, node, echo([])):
         node.give(message())
         assert not node.answer().has_error()
@@ -633,7 +633,7 @@ import os, signal, sys, threading
 from pathlib import Path
 from flwr.clientapp import ClientApp
 from silos.app import app as silo_app
-from silos.executor import Executor
+from silos.service.executor import Executor
 
 app = ClientApp()
 
@@ -676,7 +676,7 @@ def test_an_executor_killed_when_its_update_was_written_down_gives_another_when_
     ledger = open_silo(site).ledger.records
     events = [record.event for record in ledger if record.event in (Event.ORDER_RECEIVED, Event.UPDATE_OFFERED)]
     assert events == [Event.ORDER_RECEIVED, Event.UPDATE_OFFERED, Event.UPDATE_OFFERED]
-    assert Statement.model_validate(ledger[-1].body["statement"]).xid == received.statement.xid
+    assert Statement.parse(ledger[-1].body["statement"]).xid == received.statement.xid
 
 
 @pytest.fixture
@@ -692,7 +692,7 @@ def test_the_process_follows_orders_past_every_proxy_and_ends_when_told(
     close_silo(site)
     node.give(order[0])
     proxied = {**os.environ, "http_proxy": "http://127.0.0.1:9", "no_proxy": "example.org"}
-    command = [sys.executable, "-m", "silos.executor", str(site), "--address", node.address]
+    command = [sys.executable, "-m", "silos.service.executor", str(site), "--address", node.address]
     command += ["--secret", str(secret), "--log-json"]
     with subprocess.Popen(command, env=proxied, stderr=subprocess.PIPE) as running:
         try:

@@ -34,8 +34,8 @@ from models.exchange.door import Door
 from models.exchange.enrolment import Invitation
 from models.processes import Process
 from silos.config import Site
-from silos.enrolment import node_files
-from silos.journal import put
+from silos.network.enrolment import node_files
+from silos.service.journal import put
 
 SUPERNODE, FORWARDER = "supernode", "forwarder"
 """The names of its processes."""

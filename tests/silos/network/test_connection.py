@@ -27,10 +27,10 @@ from cryptography.x509.oid import NameOID
 
 from models.exchange.enrolment import Invitation
 from models.ledger import Signer
-from silos import enrolment
 from silos.config import Site
-from silos.connection import check_connection
 from silos.finding import Finding
+from silos.network import enrolment
+from silos.network.connection import check_connection
 
 Key = ec.EllipticCurvePrivateKey
 
