@@ -79,6 +79,7 @@ class Order(Document):
     round: Annotated[int, Field(ge=0)]
     visit: Literal["train", "evaluate", "close"]
     base: Digest  # of the model that comes with it (for `close`: of the final model)
+    witnesses: Digest | None = None  # of the roster of hospitals whose cosignatures come with it
 
 
 class Examples(Settings):
