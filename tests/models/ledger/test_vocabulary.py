@@ -75,6 +75,10 @@ BODIES: dict[Event, dict[str, Any]] = {
     },
     Event.ROUND_VOID: {"accepted": [], "excluded": ["north"], "required": 2, "model": D},
     Event.STUDY_CLOSED: {"model": D},
+    Event.MODEL_RELEASED: {
+        "model": D,
+        "files": [{"name": "models/model.safetensors", "sha256": D, "bytes": 1024}],
+    },
 }
 
 
