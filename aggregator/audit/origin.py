@@ -35,7 +35,6 @@ from models.ledger.canonical import digest, parse
 PROOF, AGREEMENT, MODEL = "release.proof", "agreement.json", "models/model.safetensors"
 """Files of a release, by their path in its folder; the first is listed in no line, since it holds the lines."""
 
-_PIECE = 2**20  # bytes
 _ONCE = (Event.STUDY_CREATED, Event.AGGREGATED, Event.STUDY_CLOSED, Event.MODEL_RELEASED)
 
 
@@ -247,8 +246,5 @@ def _is_whole(folder: Path, name: str, item: Mapping[str, Any]) -> bool:
         return False
     if not path.is_file() or path.stat().st_size != item["bytes"]:
         return False
-    state = hashlib.sha256()
     with path.open("rb") as file:
-        while piece := file.read(_PIECE):
-            state.update(piece)
-    return state.hexdigest() == str(item["sha256"])
+        return hashlib.file_digest(file, "sha256").hexdigest() == str(item["sha256"])

@@ -30,10 +30,9 @@ from aggregator.release.papers import Papers, papers
 from aggregator.report.page import as_markdown
 from aggregator.study import Study
 from models.errors import ConfigError
+from models.exchange.spec import save_vector
 from models.ledger import Entry, Event, read
 from models.ledger.disk import create, rename, sync_folder
-
-_PIECE = 2**20  # bytes
 
 __all__ = ["Papers", "papers", "release"]
 
@@ -65,20 +64,22 @@ def release(study: Path, out: Path, *, licence: Path | None = None, exact_counts
                 f"{study}: the counts of {', '.join(told.exact)} were told exactly, and the proof would repeat them",
                 "ask these hospitals; if they agree, run again with --exact-counts",
             )
-        opened.load_model(told.round, told.model)  # or DigestMismatch
+        model = opened.load_model(told.round, told.model)
         files = {
             AGREEMENT: opened.agreement.encode(),
-            MODEL: opened.model_path(told.round).read_bytes(),
             "configs/inference.json": as_json(INFERENCE),
             "configs/metadata.json": as_json(metadata(told)),
             "docs/README.md": as_markdown(card(told)).encode(),
             **({} if licence is None else {"LICENSE": licence.read_bytes()}),
         }
-        draft = out.with_name(f".{out.name}.part")
+        draft = out.absolute().with_name(f".{out.absolute().name}.part")
         shutil.rmtree(draft, ignore_errors=True)
-        for name in ("configs", "docs", "models"):
-            (draft / name).mkdir(parents=True)
-        listed = [_write(draft, name, content) for name, content in sorted(files.items())]
+        for name in (*files, MODEL):
+            (draft / name).parent.mkdir(parents=True, exist_ok=True)
+        save_vector(draft / MODEL, opened.spec, model)
+        for name, content in files.items():
+            create(draft / name, content)
+        listed = [_listed(draft, name) for name in sorted((*files, MODEL))]
         opened.ledger.append(
             Entry(Event.MODEL_RELEASED, {"model": told.model, "files": listed}, opened.digest, told.round)
         )
@@ -87,14 +88,15 @@ def release(study: Path, out: Path, *, licence: Path | None = None, exact_counts
             sync_folder(folder)
         if out.exists():
             out.rmdir()  # it was empty; if it no longer is, this fails
-        rename(draft, out)
+        rename(draft, out.absolute())
     return told
 
 
-def _write(draft: Path, name: str, content: bytes) -> dict[str, str | int]:
-    """Write one file, durably; how the ledger lists it."""
-    create(draft / name, content)
-    return {"name": name, "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+def _listed(draft: Path, name: str) -> dict[str, str | int]:
+    """How the ledger lists a file, as it is on disk."""
+    with (draft / name).open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+        return {"name": name, "sha256": found, "bytes": file.tell()}
 
 
 def _folders(draft: Path) -> Iterator[Path]:

@@ -29,7 +29,7 @@ INFERENCE: Mapping[str, Any] = MappingProxyType(
     {
         "bundle_root": ".",
         "dataset_dir": "dicom",
-        "output": "predictions.json",
+        "output": "../predictions.json",  # not beside the files that were signed
         "batch_size": 16,
         "device": {"_target_": "silos.training.device_for", "name": "auto"},
         "network_def": {"_target_": "silos.inference.network", "bundle_root": _FOLDER, "device": "@device"},

@@ -15,7 +15,7 @@ from aggregator.report.page import Blank, Cell, Code, Item, Page, Section, Table
 _RUN = """\
 pip install 'intramural[silo]'        # and fire, for MONAI's command line
 python -m monai.bundle run --config_file configs/inference.json --bundle_root . \\
-    --dataset_dir DICOM --output predictions.json"""
+    --dataset_dir DICOM --output ../predictions.json"""
 
 _CHECK = """\
 pip install --no-deps intramural && pip install cryptography

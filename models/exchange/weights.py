@@ -45,7 +45,7 @@ def file_digests(path: Path) -> tuple[str, str]:
         file.seek(0)
         try:
             listing, expected = _layout(file, size)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise Malformed(f"{path.name}: is no model of a study: {error}", "ask for the file again") from None
         layout = digest(canonical(listing))
         state = hashlib.sha256(DOMAIN + bytes.fromhex(layout))
