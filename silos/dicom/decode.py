@@ -70,9 +70,9 @@ def read_image(path: Path) -> NDArray[np.float32]:
                 raise Flaw(flaw)
             try:
                 return _modality_units(_stored_values(header), header)
-            except (Flaw, OSError):
+            except (Flaw, OSError, KeyboardInterrupt, SystemExit):
                 raise
-            except Exception as error:
+            except BaseException as error:  # a panic of the decoder that is written in Rust is no Exception
                 raise Flaw(Reason.PIXELS, type(error).__name__) from None
     except OSError as error:
         raise UnreadableFile(path, Reason.UNREADABLE, error.strerror or "") from error
