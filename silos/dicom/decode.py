@@ -24,6 +24,7 @@ from pydicom.pixels.processing import apply_modality_lut
 from silos.dicom.header import Flaw, Header, Reason, UnreadableFile, number, open_header
 
 MAX_PIXELS = 64 * 2**20  # of one image; the largest mammograms have a third of it
+MAX_OVERHEAD = 2**20  # bytes of a compressed image that are no pixels
 PLUGINS: dict[str, str] = {
     uid.ImplicitVRLittleEndian: "",
     uid.ExplicitVRLittleEndian: "",
@@ -113,8 +114,12 @@ def _stored_values(header: Header) -> NDArray[Any]:
     texts, syntax = header.texts, header.texts["TransferSyntaxUID"]
     shape = number(texts, "Rows"), number(texts, "Columns")
     plugin = PLUGINS[syntax]
+    size = (prod(shape) * number(texts, "BitsAllocated") + 7) // 8
+    length = header.end - header.start
+    if plugin and length > 2 * size + MAX_OVERHEAD:
+        raise Flaw(Reason.PIXELS, "compressed to more than it was")
     header.stream.seek(header.start)
-    data = header.stream.read(header.end - header.start)
+    data = header.stream.read(length if plugin else min(length, size + size % 2))
     if plugin:
         _check_code(get_frame(data, 0, number_of_frames=1), syntax, shape)
     options: dict[str, Any] = {

@@ -64,7 +64,7 @@ def test_no_field_of_any_real_file_differs_from_pydicom(source: str, request: py
     root: Path = BUNDLED if source == "pydicom" else request.getfixturevalue("zoo")
     fields = {path: compare(path) for path in sorted(root.rglob("*")) if path.is_file()}
     assert sum(fields.values()) > 5000
-    assert sum(seen > 20 for seen in fields.values()) > 100
+    assert sum(seen > 20 for seen in fields.values()) > 80
 
 
 def general(content: bytes, keywords: frozenset[str]) -> header.Header | header.Flaw:

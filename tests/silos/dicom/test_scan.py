@@ -173,6 +173,29 @@ def test_an_interrupted_scan_goes_on_where_it_stopped(
     assert len(found.instances) == 10
 
 
+def test_a_tree_that_went_back_to_what_it_was_during_an_interrupted_scan_is_read_again(
+    make: Make, root: Path, index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("silos.dicom.scan.BATCH", 1)
+    old = make(root / "a").read_bytes()
+    make(root / "b")
+    stamp = (root / "a").stat().st_mtime_ns
+    look(root, index)
+    make(root / "a", PatientID="MRN2")
+    os.utime(root / "a", ns=(1, 1))
+    os.utime(root / "b", ns=(1, 1))
+
+    def interrupt(done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        look(root, index, progress=interrupt)
+    (root / "a").write_bytes(old)
+    os.utime(root / "a", ns=(stamp, stamp))
+    assert set(look(root, index).instances["PatientID"]) == {"MRN1"}
+
+
 def test_the_index_is_private_and_pandas_reads_it(make: Make, root: Path, index: Path) -> None:
     make(root / "a")
     (root / "b").write_text("text")
