@@ -23,7 +23,7 @@ from typing import BinaryIO, cast
 
 from pydicom import uid
 from pydicom.charset import convert_encodings
-from pydicom.datadict import tag_for_keyword
+from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.filereader import data_element_generator
 from pydicom.multival import MultiValue
@@ -36,6 +36,7 @@ from silos.dicom.glance import Glance, glance
 
 MAX_INFLATED = 64 * 2**20  # bytes of a deflated file; a bomb of 133 kB would unfold to 128 MiB
 MAX_VALUE = 64 * 2**10  # bytes of one attribute that is read
+MAX_SEQUENCE = 16 * 2**20  # bytes of one sequence that is read, such as that of an image's frames
 MAX_ELEMENTS = 50_000  # of a header
 MAX_HEADER = 256 * 2**20  # bytes of memory that a header may take
 MAX_FRAGMENTS = 100_000  # of compressed pixel data
@@ -115,7 +116,7 @@ class Header:
 
 
 def read_header(path: Path, keywords: Collection[str]) -> dict[str, str]:
-    """Read some attributes of one file; its pixels are not read.
+    """Read some attributes of one image, or of contours drawn on one; pixels are not read.
 
     Args:
         path: The file, of any name.
@@ -234,12 +235,15 @@ def _header(stream: BinaryIO, keywords: Collection[str], dataset: Dataset) -> He
     elif little == (syntax == uid.ExplicitVRBigEndian):
         raise Flaw(Reason.UNREADABLE, "not in the byte order that it names")
     pixels = _read(stream, implicit, little, keywords, dataset, lambda tag: tag == _PIXEL_DATA)
-    if not pixels:
+    if not pixels and _text(dataset, "SOPClassUID") != uid.RTStructureSetStorage:
         raise Flaw(Reason.NO_IMAGE)
-    vr, start, length = pixels
     charset = convert_encodings(dataset.get("SpecificCharacterSet", "ISO_IR 6"))
     dataset.set_original_encoding(implicit, little, charset)
     texts = {keyword: _text(dataset, keyword) for keyword in keywords} | {"TransferSyntaxUID": syntax}
+    if not pixels:  # contours of an image, which have no pixels of their own
+        end = stream.seek(0, SEEK_END)
+        return Header(dataset, texts, stream, "", end, end)
+    vr, start, length = pixels
     return Header(dataset, texts, stream, vr, start, _pixel_end(stream, texts, start, length))
 
 
@@ -253,6 +257,7 @@ def _read(
 ) -> tuple[str, int, int] | None:
     """Read the wanted elements up to the first for which `last` is true; its VR, position and length."""
     wanted = {tag for keyword in keywords if (tag := tag_for_keyword(keyword)) is not None}
+    sequences = {tag for tag in wanted if dictionary_VR(tag) == VR.SQ}
     elements = 0
     end: tuple[str, int, int] | None = None
     reach = stream.tell()  # where the last element seen ends
@@ -268,7 +273,8 @@ def _read(
             return True
         if reach > size:
             raise Flaw(Reason.TRUNCATED, "ends inside the header")
-        if elements > MAX_ELEMENTS or (tag in wanted and MAX_VALUE < length < _UNDEFINED):
+        limit = MAX_SEQUENCE if tag in sequences else MAX_VALUE
+        if elements > MAX_ELEMENTS or (tag in wanted and limit < length < _UNDEFINED):
             raise Flaw(Reason.UNREADABLE, "a header of absurd size")
         return False
 

@@ -1,7 +1,8 @@
-"""Finds the usable images below a folder, and counts what was left out and why.
+"""Finds the usable images below a folder and what is drawn on them, and counts what was left out and why.
 
     found = scan(Path("/srv/dicom"), Path("work/index.sqlite"), modality=["MR"], attributes=["StudyDate"])
     found.instances     # one row per usable image
+    found.annotations   # one row per segmentation or set of contours drawn on images
     found.left_out      # {"wrong modality": 14, "truncated": 1}
 
 Any shape of folder will do: a file is DICOM by what it holds, not by its name. Only headers are read, and of
@@ -61,10 +62,18 @@ ATTRIBUTES = (
     "ImagePositionPatient",
     "ImageOrientationPatient",
     "FrameOfReferenceUID",
+    "Units",
 )
 """Every attribute that is read of a header; a site adds only what joins its labels."""
 
 BATCH = 256  # files between two commits; an interrupted scan reads at most these again
+
+ANNOTATIONS: dict[str, str] = {
+    "1.2.840.10008.5.1.4.1.1.66.4": "SEG",  # segmentation
+    "1.2.840.10008.5.1.4.1.1.66.7": "SEG",  # label map segmentation
+    "1.2.840.10008.5.1.4.1.1.481.3": "RTSTRUCT",  # radiotherapy structure set
+}
+"""SOP classes of what is drawn on images, and their modality."""
 
 _NO_TEXT = {"SQ", "OB", "OD", "OF", "OL", "OV", "OW", "UN"}
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # and its multi-frame variants below it
@@ -82,12 +91,14 @@ class Scan:
     Attributes:
         instances: One row per usable image: `path` below the root, `size` (bytes), `mtime_ns`, and every
             attribute as text ("" where absent), sorted by series, then instance number.
+        annotations: The same columns, one row per DICOM SEG or RTSTRUCT, sorted by path.
         left_out: Reason -> number of files.
-        files: Files below the root; the usable and the left out add up to it.
+        files: Files below the root; the usable, the annotations and the left out add up to it.
         opened: Files that were opened this time, because they were new or had changed.
     """
 
     instances: pd.DataFrame
+    annotations: pd.DataFrame
     left_out: dict[str, int]
     files: int
     opened: int
@@ -110,6 +121,7 @@ def scan(
     modality: Sequence[str],
     attributes: Sequence[str] = (),
     burned_in: Literal["refuse", "allow-unmarked"] = "refuse",
+    several_frames: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Scan:
     """Bring the index up to date with the folder, and sort out the usable images.
@@ -122,6 +134,7 @@ def scan(
         attributes: Further DICOM keywords to read, of text or numbers.
         burned_in: What to do with modalities that often have text in the picture (ultrasound, angiography,
             fluoroscopy, endoscopy, photographs, other) when an image does not say whether it has.
+        several_frames: Whether images of several frames may be used, as volumes may and 2-D images may not.
         progress: Called with (files known, files in all) as the scan goes on.
 
     Returns:
@@ -145,13 +158,15 @@ def scan(
         raise DataError(
             f"run.work: {index}: {error}", "let one scan run at a time; if it stays, delete the file"
         ) from error
-    rows["reason"] = _reasons(rows, modality, burned_in)
+    rows["reason"] = _reasons(rows, modality, burned_in, several_frames)
     counts = rows["reason"].value_counts()
     left_out = {reason.value: int(counts[reason]) for reason in Reason if reason in counts}
-    usable = rows[rows["reason"] == ""].drop(columns="reason")
+    found = rows[rows["reason"] == ""].drop(columns="reason")
+    annotated = found["SOPClassUID"].isin(ANNOTATIONS)
+    usable, annotations = found[~annotated], found[annotated].reset_index(drop=True)
     number = pd.to_numeric(usable["InstanceNumber"], errors="coerce")
     order = usable.assign(_number=number).sort_values(["SeriesInstanceUID", "_number", "SOPInstanceUID"], kind="stable")
-    return Scan(order.drop(columns="_number").reset_index(drop=True), left_out, len(files), opened)
+    return Scan(order.drop(columns="_number").reset_index(drop=True), annotations, left_out, len(files), opened)
 
 
 def _check(root: Path, index: Path, attributes: Sequence[str]) -> None:
@@ -270,13 +285,15 @@ def _row(root: Path, path: str, stamp: tuple[int, int], columns: Sequence[str]) 
     return [path, *stamp, reason and reason.value, *(texts.get(column, "") for column in columns)]
 
 
-def _reasons(rows: pd.DataFrame, modality: Sequence[str], burned_in: str) -> pd.Series:
+def _reasons(rows: pd.DataFrame, modality: Sequence[str], burned_in: str, several_frames: bool) -> pd.Series:
     """Why each row is left out; "" if it is not. The first reason that applies is the one that counts."""
-    known = rows["reason"]
+    annotated = rows["SOPClassUID"].isin(ANNOTATIONS)
+    known = rows["reason"].mask(annotated, "")  # whether these can be read is seen when they are
+    known = known.mask(known == Reason.SEVERAL_FRAMES, "") if several_frames else known
     flawed_picture = known.isin([Reason.COLOUR, Reason.SEVERAL_FRAMES, Reason.PIXELS])
     readable = (known == "") | flawed_picture
     kind, series = rows["Modality"], rows["SeriesInstanceUID"]
-    several = kind[readable & (series != "")].groupby(series).nunique() > 1
+    several = kind[readable & ~annotated & (series != "")].groupby(series).nunique() > 1
     unmarked = ~rows["BurnedInAnnotation"].str.upper().isin(["YES", "NO"])
     risky = unmarked & kind.isin(_OFTEN_BURNED_IN) & (burned_in == "refuse")
 
@@ -287,7 +304,7 @@ def _reasons(rows: pd.DataFrame, modality: Sequence[str], burned_in: str) -> pd.
         (Reason.MODALITY, ~kind.isin(list(modality))),
         (Reason.BURNED_IN, (rows["BurnedInAnnotation"].str.upper() == "YES") | risky),
     ):
-        reasons = reasons.mask((reasons == "") & applies, reason.value)
+        reasons = reasons.mask((reasons == "") & applies & ~annotated, reason.value)
     reasons = reasons.mask((reasons == "") & flawed_picture, known)
     usable = rows.loc[(reasons == "") & (rows["SOPInstanceUID"] != ""), "SOPInstanceUID"]
     reasons[usable.index[usable.duplicated()]] = Reason.DUPLICATE.value
