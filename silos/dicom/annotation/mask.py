@@ -102,9 +102,9 @@ def _open(path: Path) -> Iterator[Dataset]:
                 if path.stat().st_size > MAX_BYTES:
                     raise Flaw(Reason.UNREADABLE, "an annotation of absurd size")
                 yield dcmread(path, force=True)
-            except (Flaw, OSError, IntramuralError):
+            except (Flaw, OSError, IntramuralError, KeyboardInterrupt, SystemExit, GeneratorExit):
                 raise
-            except Exception as error:
+            except BaseException as error:  # a panic of a decoder that is written in Rust is no Exception
                 raise Flaw(Reason.UNREADABLE, type(error).__name__) from None
     except OSError as error:
         raise UnreadableFile(path, Reason.UNREADABLE, error.strerror or "") from error
