@@ -146,6 +146,7 @@ def _scan(arguments: argparse.Namespace) -> int:
         "images": len(found.instances),
         "series": int(found.instances["SeriesInstanceUID"].nunique()),
         "patients": int(found.instances["PatientID"].nunique()),
+        "annotations": len(found.annotations),
     }
     kinds = zip(found.instances["Modality"], found.instances["TransferSyntaxUID"], strict=True)
     usable = [(*kind, count) for kind, count in sorted(Counter(kinds).items())]

@@ -1,6 +1,6 @@
 """Cases as tensors: each image is decoded and prepared once, kept on disk, and memory-mapped after.
 
-The cache lies in the site's work folder, readable by its owner only: one file of equal rows, float32,
+The cache lies in the site's work folder, readable by its owner only: one file of equal rows, 16 bits a value,
 and an SQLite index that says which file of which size and age became which row, or for what reason none.
 Another preparation (size, window) is another folder; a changed file is prepared anew; new files are
 appended.
@@ -24,10 +24,11 @@ from models.tasks import Task
 from silos.cohort import Cohort
 from silos.dicom.decode import read_image
 from silos.dicom.header import Reason, UnreadableFile
+from silos.packed import Packed, pack, row_type
 
 OUT_OF_RANGE = "pixel values out of range"
 
-_VERSION = 2  # of the index, and of the arithmetic between file and row; raise it when one changes
+_VERSION = 3  # of the index, and of the arithmetic between file and row; raise it when one changes
 _BATCH = 256  # images between two commits
 
 
@@ -36,18 +37,18 @@ class Prepared:
     """Prepared images of one side of a cohort.
 
     Attributes:
-        store: All rows of the cache, `(N, 1, h, w)` float32, memory-mapped.
+        store: All rows of the cache, `(1, h, w)` each, memory-mapped.
         rows: Which of them are this side's, `(n,)` int64.
         targets: Their classes, `(n,)` int64.
     """
 
-    store: npt.NDArray[np.float32]
+    store: Packed
     rows: npt.NDArray[np.int64]
     targets: npt.NDArray[np.int64]
 
     def take(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Copies of some images, `(len(rows), 1, h, w)` float32."""
-        return np.asarray(self.store[self.rows[rows]])
+        return self.store[self.rows[rows]]
 
 
 @dataclass(frozen=True)
@@ -84,20 +85,19 @@ def prepare(
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with closing(_open_index(folder / "index.sqlite")) as index:
-            _fill(index, folder / "images.f32", cohort, root, settings, task, progress)
+            _fill(index, folder / "images", cohort, root, settings, task, progress)
             rows, reasons = _known(index)
     except (OSError, sqlite3.Error) as error:
         raise DataError(
             f"run.work: the image cache {folder} cannot be written: {error}",
             "free space or correct its permissions",
         ) from error
-    shape = (max(rows.values(), default=-1) + 1, 1, *settings.size)
-    store = np.memmap(folder / "images.f32", "<f4", "r", shape=shape) if rows else np.zeros(shape, np.float32)
+    store = Packed.open(folder / "images", max(rows.values(), default=-1) + 1, (1, *settings.size))
     cohort = cohort.without({path: reasons[path] for path in cohort.cases["path"] if path in reasons})
     return Dataset(cohort, _side(cohort, False, store, rows), _side(cohort, True, store, rows))
 
 
-def _side(cohort: Cohort, held_out: bool, store: npt.NDArray[np.float32], rows: dict[str, int]) -> Prepared:
+def _side(cohort: Cohort, held_out: bool, store: Packed, rows: dict[str, int]) -> Prepared:
     cases = cohort.side(held_out)
     used = np.array([rows[path] for path in cases["path"]], dtype=np.int64)
     return Prepared(store, used, cases["target"].to_numpy().astype(np.int64))
@@ -136,7 +136,7 @@ def _fill(
     progress: Callable[[int, int], None] | None,
 ) -> None:
     """Append every case that is not in the cache as it is on disk now."""
-    row_bytes = 4 * settings.size[0] * settings.size[1]
+    row_bytes = row_type((1, *settings.size)).itemsize
     with open(os.open(data, os.O_CREAT | os.O_RDWR, 0o600), "r+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # two that append at once would write over each other's rows
         (count,) = index.execute("SELECT COALESCE(MAX(row) + 1, 0) FROM images").fetchone()
@@ -161,7 +161,7 @@ def _fill(
                 if isinstance(image, str):
                     entries.append((path, size, age, None, image))
                 else:
-                    file.write(np.ascontiguousarray(image, "<f4").tobytes())
+                    file.write(pack(image))
                     entries.append((path, size, age, count, None))
                     count += 1
             file.flush()
@@ -182,5 +182,6 @@ def _images(batch: list[tuple[bytes, int, int]], root: Path, task: Task) -> Iter
         except DataError:
             yield OUT_OF_RANGE
         else:
-            # A range beyond float32 turns finite pixels into NaN.
-            yield image if np.isfinite(image).all() else OUT_OF_RANGE
+            with np.errstate(all="ignore"):
+                usable = np.isfinite(np.ptp(image))  # so that every value and the range can be told in float32
+            yield image if usable else OUT_OF_RANGE

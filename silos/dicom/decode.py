@@ -1,6 +1,7 @@
-"""Decodes the picture of one DICOM file.
+"""Decodes the picture of one DICOM file, or several frames of one.
 
     image = read_image(path)        # (H, W) float32, in modality units such as Hounsfield, larger is brighter
+    images = read_frames(path, {1: ("0.5", "-1024"), 2: ("0.7", "-1024")})      # (2, H, W) float32
 
 Nothing of a picture's size is allocated before header and compressed data agree on that size. Whatever is
 wrong comes out as one exception, `UnreadableFile`, with a reason in plain words that can be counted.
@@ -10,6 +11,9 @@ A JPEG 2000 or JPEG stream that was damaged inside can still decode: the format 
 """
 
 import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -17,13 +21,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import uid
-from pydicom.encaps import get_frame
+from pydicom.encaps import encapsulate, generate_frames, get_frame
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_modality_lut
 
 from silos.dicom.header import Flaw, Header, Reason, UnreadableFile, number, open_header
 
 MAX_PIXELS = 64 * 2**20  # of one image; the largest mammograms have a third of it
+MAX_OVERHEAD = 2**20  # bytes of a compressed image that are no pixels
 PLUGINS: dict[str, str] = {
     uid.ImplicitVRLittleEndian: "",
     uid.ExplicitVRLittleEndian: "",
@@ -64,15 +69,53 @@ def read_image(path: Path) -> NDArray[np.float32]:
         UnreadableFile: The file is no such image, or cannot be decoded; also a decoded frame that is not
             Rows x Columns, an image of more than `MAX_PIXELS`, and a value that is not finite.
     """
+    with _open_picture(path) as header:
+        if flaw := picture_flaw(header.texts):
+            raise Flaw(flaw)
+        return _modality_units(_stored_values(header, _data(header)), header)
+
+
+def read_frames(path: Path, frames: Mapping[int, tuple[str, str]]) -> NDArray[np.float32]:
+    """Decode some frames of a greyscale image of several.
+
+    Args:
+        path: The file.
+        frames: Frame number, from 1 -> the frame's own rescale slope and intercept as text, "" where it has
+            none (PS3.3 C.7.6.16.2.9).
+
+    Returns:
+        Array (frames, H, W) float32 of finite numbers, in modality units, in the order of `frames`.
+
+    Raises:
+        UnreadableFile: As in `read_image`; also a frame that the file does not have.
+    """
+    with _open_picture(path) as header:
+        if (flaw := picture_flaw(header.texts)) and flaw != Reason.SEVERAL_FRAMES:
+            raise Flaw(flaw)
+        shape = number(header.texts, "Rows"), number(header.texts, "Columns")
+        result = np.empty((len(frames), *shape), np.float32)
+        places = {frame: place for place, frame in enumerate(frames)}
+        for frame, data in enumerate(_data_of_frames(header), start=1):
+            if frame in places:
+                slope, intercept = frames[frame]
+                texts = header.texts | {"RescaleSlope": slope, "RescaleIntercept": intercept}
+                own = replace(header, texts=texts)
+                result[places.pop(frame)] = _modality_units(_stored_values(own, data), own)
+        if places:
+            raise Flaw(Reason.TRUNCATED, "fewer frames than the header says")
+        return result
+
+
+@contextmanager
+def _open_picture(path: Path) -> Iterator[Header]:
+    """A header, within which any error is an `UnreadableFile`."""
     try:
         with open_header(path, _KEYWORDS) as header:
-            if flaw := picture_flaw(header.texts):
-                raise Flaw(flaw)
             try:
-                return _modality_units(_stored_values(header), header)
-            except (Flaw, OSError):
+                yield header
+            except (Flaw, OSError, KeyboardInterrupt, SystemExit, GeneratorExit):
                 raise
-            except Exception as error:
+            except BaseException as error:  # a panic of the decoder that is written in Rust is no Exception
                 raise Flaw(Reason.PIXELS, type(error).__name__) from None
     except OSError as error:
         raise UnreadableFile(path, Reason.UNREADABLE, error.strerror or "") from error
@@ -82,22 +125,22 @@ def picture_flaw(texts: dict[str, str]) -> Reason | None:
     """Why a picture cannot be decoded here, whatever its bytes are.
 
     Args:
-        texts: What `read_header` gives for TransferSyntaxUID, Rows, Columns, SamplesPerPixel,
+        texts: What `read_header` gives for SOPClassUID, TransferSyntaxUID, Rows, Columns, SamplesPerPixel,
             PhotometricInterpretation, BitsAllocated, BitsStored, PixelRepresentation and NumberOfFrames.
 
     Returns:
-        `COLOUR`, `SEVERAL_FRAMES`, `PIXELS` or None.
+        `NO_IMAGE` (contours), `COLOUR`, `PIXELS`, `SEVERAL_FRAMES` (each of which can be decoded) or None.
     """
+    if texts["SOPClassUID"] == uid.RTStructureSetStorage:
+        return Reason.NO_IMAGE
     photometric = texts["PhotometricInterpretation"]
     if number(texts, "SamplesPerPixel") > 1 or photometric not in ("MONOCHROME1", "MONOCHROME2", ""):
         return Reason.COLOUR
-    if number(texts, "NumberOfFrames", 1) > 1:
-        return Reason.SEVERAL_FRAMES
-    allocated = number(texts, "BitsAllocated")
+    allocated, frames = number(texts, "BitsAllocated"), number(texts, "NumberOfFrames", 1)
     sound = (
         photometric
         and texts["TransferSyntaxUID"] in PLUGINS
-        and number(texts, "NumberOfFrames", 1) == 1
+        and frames >= 1
         and number(texts, "SamplesPerPixel") == 1
         and min(number(texts, "Rows"), number(texts, "Columns")) > 0
         and number(texts, "Rows") * number(texts, "Columns") <= MAX_PIXELS
@@ -105,18 +148,46 @@ def picture_flaw(texts: dict[str, str]) -> Reason | None:
         and 1 <= number(texts, "BitsStored") <= allocated
         and number(texts, "PixelRepresentation") in (0, 1)
     )
-    return None if sound else Reason.PIXELS
+    if not sound:
+        return Reason.PIXELS
+    return Reason.SEVERAL_FRAMES if frames > 1 else None
 
 
-def _stored_values(header: Header) -> NDArray[Any]:
-    """The stored values, (H, W) of integers."""
+def _data(header: Header) -> bytes:
+    """The pixel data of all frames, and no more than they can need."""
+    texts, length = header.texts, header.end - header.start
+    frames = number(texts, "NumberOfFrames", 1)
+    bits = number(texts, "Rows") * number(texts, "Columns") * number(texts, "BitsAllocated")
+    size = (frames * bits + 7) // 8
+    compressed = bool(PLUGINS[texts["TransferSyntaxUID"]])
+    if compressed and length > 2 * size + MAX_OVERHEAD:
+        raise Flaw(Reason.PIXELS, "compressed to more than it was")
+    header.stream.seek(header.start)
+    return header.stream.read(length if compressed else min(length, size + size % 2))
+
+
+def _data_of_frames(header: Header) -> Iterator[bytes]:
+    """The pixel data of each frame, as they would stand in a file of that frame alone."""
+    texts = header.texts
+    frames = number(texts, "NumberOfFrames", 1)
+    if PLUGINS[texts["TransferSyntaxUID"]]:
+        yield from (encapsulate([code]) for code in generate_frames(_data(header), number_of_frames=frames))
+    elif number(texts, "BitsAllocated") < 8:
+        raise Flaw(Reason.PIXELS, "frames that do not begin with a byte")
+    else:
+        size = number(texts, "Rows") * number(texts, "Columns") * number(texts, "BitsAllocated") // 8
+        header.stream.seek(header.start)
+        for _ in range(frames):
+            yield header.stream.read(size)
+
+
+def _stored_values(header: Header, data: bytes) -> NDArray[Any]:
+    """The stored values of one frame, (H, W) of integers."""
     texts, syntax = header.texts, header.texts["TransferSyntaxUID"]
     shape = number(texts, "Rows"), number(texts, "Columns")
     plugin = PLUGINS[syntax]
-    header.stream.seek(header.start)
-    data = header.stream.read(header.end - header.start)
     if plugin:
-        _check_code(get_frame(data, 0, number_of_frames=1), syntax, shape)
+        check_code(get_frame(data, 0, number_of_frames=1), syntax, shape)
     options: dict[str, Any] = {
         "rows": shape[0],
         "columns": shape[1],
@@ -135,7 +206,7 @@ def _stored_values(header: Header) -> NDArray[Any]:
     return array
 
 
-def _check_code(code: bytes, syntax: str, shape: tuple[int, int]) -> None:
+def check_code(code: bytes, syntax: str, shape: tuple[int, int]) -> None:
     """Refuse a compressed frame that is not Rows x Columns, before anything of its size is allocated."""
     if syntax != uid.RLELossless:
         if (coded := _coded_shape(code)) != shape:

@@ -16,14 +16,14 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from io import SEEK_CUR, SEEK_END, BytesIO
+from io import SEEK_CUR, SEEK_END, BufferedReader, BytesIO
 from math import prod
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from pydicom import uid
 from pydicom.charset import convert_encodings
-from pydicom.datadict import tag_for_keyword
+from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.filereader import data_element_generator
 from pydicom.multival import MultiValue
@@ -32,15 +32,19 @@ from pydicom.tag import BaseTag
 from pydicom.valuerep import VR
 
 from models.errors import DataError
+from silos.dicom.glance import Glance, glance
 
 MAX_INFLATED = 64 * 2**20  # bytes of a deflated file; a bomb of 133 kB would unfold to 128 MiB
 MAX_VALUE = 64 * 2**10  # bytes of one attribute that is read
+MAX_SEQUENCE = 16 * 2**20  # bytes of one sequence that is read, such as that of an image's frames
 MAX_ELEMENTS = 50_000  # of a header
+MAX_HEADER = 256 * 2**20  # bytes of memory that a header may take
 MAX_FRAGMENTS = 100_000  # of compressed pixel data
 
 _SIZES = ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "NumberOfFrames")
 _ALWAYS = ("SOPClassUID", "TransferSyntaxUID", "PhotometricInterpretation", *_SIZES)
 _PIXEL_DATA = 0x7FE00010
+_OBJECT = 1024  # bytes that an element takes beside its value
 _UNDEFINED = 0xFFFFFFFF
 _ITEM = b"\xfe\xff\x00\xe0"
 _DELIMITER = b"\xfe\xff\xdd\xe0"
@@ -112,7 +116,7 @@ class Header:
 
 
 def read_header(path: Path, keywords: Collection[str]) -> dict[str, str]:
-    """Read some attributes of one file; its pixels are not read.
+    """Read some attributes of one image, or of contours drawn on one; pixels are not read.
 
     Args:
         path: The file, of any name.
@@ -126,8 +130,14 @@ def read_header(path: Path, keywords: Collection[str]) -> dict[str, str]:
         UnreadableFile: `NOT_DICOM`, `TRUNCATED`, `UNREADABLE` or `NO_IMAGE`.
         OSError: The file cannot be opened or read.
     """
-    with open_header(path, keywords) as header:
-        return {keyword: header.texts[keyword] for keyword in keywords}
+    with open(path, "rb", buffering=0) as stream:
+        found = glance(stream, frozenset((*_ALWAYS, *keywords)))
+        if found and _end_of(found, stream):
+            texts = found.texts
+        else:
+            with _guarded(path):
+                texts = _parse(BufferedReader(stream), {*_ALWAYS, *keywords}).texts
+    return {keyword: texts[keyword] for keyword in keywords}
 
 
 @contextmanager
@@ -144,13 +154,24 @@ def open_header(path: Path, keywords: Collection[str]) -> Iterator[Header]:
         UnreadableFile: As in `read_header`.
         OSError: The file cannot be opened or read.
     """
+    with _guarded(path), open(path, "rb") as stream:
+        found = glance(stream, frozenset((*_ALWAYS, *keywords)))
+        if found and (end := _end_of(found, stream)):
+            yield Header(found.dataset(), found.texts, stream, found.vr, found.start, end)
+        else:
+            yield _parse(stream, {*_ALWAYS, *keywords})
+
+
+@contextmanager
+def _guarded(path: Path) -> Iterator[None]:
+    """Keeps libraries silent, and makes a `Flaw` an `UnreadableFile`."""
     talkers = [talker for name in _TALKERS if not (talker := logging.getLogger(name)).disabled]
     try:
         for talker in talkers:
             talker.disabled = True
-        with warnings.catch_warnings(), open(path, "rb") as stream:
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            yield _parse(stream, {*_ALWAYS, *keywords})
+            yield
     except Flaw as flaw:
         raise UnreadableFile(path, flaw.reason, str(flaw)) from None  # the cause can quote a patient's record
     finally:
@@ -162,6 +183,14 @@ def number(texts: dict[str, str], keyword: str, absent: int = -1) -> int:
     """A whole number of a header's texts: `absent` if it is missing, -1 if it is none."""
     text = texts[keyword]
     return int(text) if text.isascii() and text.isdigit() else -1 if text else absent
+
+
+def _end_of(found: Glance, stream: BinaryIO) -> int:
+    """Where the pixel data of an ordinary file end; 0 if `_parse` must say what is wrong with them."""
+    try:
+        return _pixel_end(stream, found.texts, found.start, found.length)
+    except Flaw:
+        return 0
 
 
 def _parse(stream: BinaryIO, keywords: Collection[str]) -> Header:
@@ -206,12 +235,15 @@ def _header(stream: BinaryIO, keywords: Collection[str], dataset: Dataset) -> He
     elif little == (syntax == uid.ExplicitVRBigEndian):
         raise Flaw(Reason.UNREADABLE, "not in the byte order that it names")
     pixels = _read(stream, implicit, little, keywords, dataset, lambda tag: tag == _PIXEL_DATA)
-    if not pixels:
+    if not pixels and _text(dataset, "SOPClassUID") != uid.RTStructureSetStorage:
         raise Flaw(Reason.NO_IMAGE)
-    vr, start, length = pixels
     charset = convert_encodings(dataset.get("SpecificCharacterSet", "ISO_IR 6"))
     dataset.set_original_encoding(implicit, little, charset)
     texts = {keyword: _text(dataset, keyword) for keyword in keywords} | {"TransferSyntaxUID": syntax}
+    if not pixels:  # contours of an image, which have no pixels of their own
+        end = stream.seek(0, SEEK_END)
+        return Header(dataset, texts, stream, "", end, end)
+    vr, start, length = pixels
     return Header(dataset, texts, stream, vr, start, _pixel_end(stream, texts, start, length))
 
 
@@ -225,6 +257,7 @@ def _read(
 ) -> tuple[str, int, int] | None:
     """Read the wanted elements up to the first for which `last` is true; its VR, position and length."""
     wanted = {tag for keyword in keywords if (tag := tag_for_keyword(keyword)) is not None}
+    sequences = {tag for tag in wanted if dictionary_VR(tag) == VR.SQ}
     elements = 0
     end: tuple[str, int, int] | None = None
     reach = stream.tell()  # where the last element seen ends
@@ -240,15 +273,32 @@ def _read(
             return True
         if reach > size:
             raise Flaw(Reason.TRUNCATED, "ends inside the header")
-        if elements > MAX_ELEMENTS or (tag in wanted and MAX_VALUE < length < _UNDEFINED):
+        limit = MAX_SEQUENCE if tag in sequences else MAX_VALUE
+        if elements > MAX_ELEMENTS or (tag in wanted and limit < length < _UNDEFINED):
             raise Flaw(Reason.UNREADABLE, "a header of absurd size")
         return False
 
-    for element in data_element_generator(stream, implicit, little, stop, specific_tags=list(wanted)):
+    metered = cast(BinaryIO, _Meter(stream))
+    for element in data_element_generator(metered, implicit, little, stop, specific_tags=list(wanted)):
         into[element.tag] = element
     if not end and 0 < size - reach < 8:
         raise Flaw(Reason.TRUNCATED, "ends inside the header")
     return end
+
+
+class _Meter:
+    """A stream of which no more than `MAX_HEADER` is read: sequences are parsed whole, wanted or not."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.seek, self.tell = stream.seek, stream.tell
+        self._read = stream.read
+        self._left = MAX_HEADER
+
+    def read(self, length: int) -> bytes:
+        self._left -= length + _OBJECT
+        if self._left < 0:
+            raise Flaw(Reason.UNREADABLE, "a header of absurd size")
+        return self._read(length)
 
 
 def _encoding(stream: BinaryIO, little: bool) -> tuple[bool, bool]:

@@ -12,7 +12,6 @@ root, other attributes, an older version, damage) it is deleted and built anew.
 import logging
 import os
 import sqlite3
-import sys
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -21,7 +20,7 @@ import pandas as pd
 
 from models.errors import DataError
 
-VERSION = 1  # raise it when a file would be read differently than before
+VERSION = 2  # raise it when a file would be read differently than before
 FIXED = ("path", "size", "mtime_ns", "reason")
 
 log = logging.getLogger("intramural")
@@ -46,7 +45,6 @@ def open_index(path: Path, root: Path, attributes: Sequence[str]) -> sqlite3.Con
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
         path.chmod(0o600)
         database = sqlite3.connect(path)
-        database.text_factory = lambda text: sys.intern(text.decode())  # most values occur in many rows
         if not database.execute("PRAGMA user_version").fetchone()[0]:
             _create(database, root, attributes)
     except (OSError, sqlite3.Error) as error:
@@ -83,15 +81,28 @@ def _create(database: sqlite3.Connection, root: Path, attributes: Sequence[str])
         database.execute(
             f"CREATE TABLE files (path PRIMARY KEY, size INTEGER, mtime_ns INTEGER, reason TEXT, {columns})"
         )
-        database.execute("CREATE TABLE about (root)")
-        database.execute("INSERT INTO about VALUES (?)", (_storable(str(root)),))
+        database.execute("CREATE TABLE about (root, listing BLOB)")
+        database.execute("INSERT INTO about VALUES (?, NULL)", (_storable(str(root)),))
         database.execute(f"PRAGMA user_version = {VERSION}")
 
 
-def stamps(database: sqlite3.Connection) -> dict[str, tuple[int, int]]:
-    """Path -> (size in bytes, time of change in ns) of every file in the index."""
-    rows = database.execute("SELECT path, size, mtime_ns FROM files")
-    return {os.fsdecode(path): (size, changed) for path, size, changed in rows}
+def listing(database: sqlite3.Connection) -> bytes | None:
+    """The digest of all paths, sizes and times that the index was completed with, if it was."""
+    digest: bytes | None = database.execute("SELECT listing FROM about").fetchone()[0]
+    return digest
+
+
+def note(database: sqlite3.Connection, digest: bytes | None) -> None:
+    """Write the digest down: None before the index is changed, the new one when it is complete."""
+    with database:
+        database.execute("UPDATE about SET listing = ?", (digest,))
+
+
+def stamps(database: sqlite3.Connection) -> set[tuple[str, int, int]]:
+    """(path, size in bytes, time of change in ns) of every file in the index."""
+    rows = "SELECT path, size, mtime_ns FROM files WHERE typeof(path) "
+    odd = database.execute(f"{rows} <> 'text'")
+    return {*database.execute(f"{rows} = 'text'"), *((os.fsdecode(path), *stamp) for path, *stamp in odd)}
 
 
 def write(database: sqlite3.Connection, rows: Iterable[Sequence[str | int | None]]) -> None:
@@ -112,10 +123,13 @@ def forget(database: sqlite3.Connection, paths: Collection[str]) -> None:
 def read(database: sqlite3.Connection) -> pd.DataFrame:
     """Every row, sorted by path; `reason` is "" where there is none."""
     cursor = database.execute("SELECT * FROM files")
-    columns = [column[0] for column in cursor.description]
-    rows = [(os.fsdecode(path), *rest) for path, *rest in cursor]
-    frame = pd.DataFrame(rows, columns=columns, dtype=object)
-    frame["reason"] = frame["reason"].fillna("")
+    names = [column[0] for column in cursor.description]
+    same: dict[str, str] = {}  # most values occur in many rows
+    columns = [[same.setdefault(value, value) for value in column] for column in zip(*cursor, strict=True)]
+    table = dict(zip(names, columns or [[] for _ in names], strict=True))
+    table["path"] = [os.fsdecode(path) for path in table["path"]]
+    table["reason"] = [reason or "" for reason in table["reason"]]
+    frame = pd.DataFrame(table, dtype=object)
     return frame.astype({"size": "int64", "mtime_ns": "int64"}).sort_values("path", ignore_index=True)
 
 

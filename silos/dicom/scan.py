@@ -1,7 +1,8 @@
-"""Finds the usable images below a folder, and counts what was left out and why.
+"""Finds the usable images below a folder and what is drawn on them, and counts what was left out and why.
 
     found = scan(Path("/srv/dicom"), Path("work/index.sqlite"), modality=["MR"], attributes=["StudyDate"])
     found.instances     # one row per usable image
+    found.annotations   # one row per segmentation or set of contours drawn on images
     found.left_out      # {"wrong modality": 14, "truncated": 1}
 
 Any shape of folder will do: a file is DICOM by what it holds, not by its name. Only headers are read, and of
@@ -12,12 +13,15 @@ No file can stop a scan. What a hospital's own settings decide (modality, burned
 on every scan from the index, so that changing them needs no reading.
 """
 
+import hashlib
+import marshal
 import os
 import sqlite3
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -28,6 +32,7 @@ from models.errors import DataError
 from silos.dicom import index as store
 from silos.dicom.decode import picture_flaw
 from silos.dicom.header import Reason, UnreadableFile, read_header
+from silos.dicom.spread import spread
 
 ATTRIBUTES = (
     "SOPInstanceUID",
@@ -57,16 +62,25 @@ ATTRIBUTES = (
     "ImagePositionPatient",
     "ImageOrientationPatient",
     "FrameOfReferenceUID",
+    "Units",
 )
 """Every attribute that is read of a header; a site adds only what joins its labels."""
 
 BATCH = 256  # files between two commits; an interrupted scan reads at most these again
+
+ANNOTATIONS: dict[str, str] = {
+    "1.2.840.10008.5.1.4.1.1.66.4": "SEG",  # segmentation
+    "1.2.840.10008.5.1.4.1.1.66.7": "SEG",  # label map segmentation
+    "1.2.840.10008.5.1.4.1.1.481.3": "RTSTRUCT",  # radiotherapy structure set
+}
+"""SOP classes of what is drawn on images, and their modality."""
 
 _NO_TEXT = {"SQ", "OB", "OD", "OF", "OL", "OV", "OW", "UN"}
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # and its multi-frame variants below it
 _SCREENS = {"SCREENSAVE", "SCREENSHOT", "SCREENCAPTURE", "SECONDARYCAPTURE"}
 # Modalities whose machines write names into the picture, and do not always say so.
 _OFTEN_BURNED_IN = ("US", "XA", "RF", "ES", "XC", "OT")
+File = tuple[str, int, int]  # path below the root, size in bytes, time of change in ns
 _AGAIN = -1  # as a time of change: open it again at the next scan, since the trouble may pass
 
 
@@ -77,12 +91,14 @@ class Scan:
     Attributes:
         instances: One row per usable image: `path` below the root, `size` (bytes), `mtime_ns`, and every
             attribute as text ("" where absent), sorted by series, then instance number.
+        annotations: The same columns, one row per DICOM SEG or RTSTRUCT, sorted by path.
         left_out: Reason -> number of files.
-        files: Files below the root; the usable and the left out add up to it.
+        files: Files below the root; the usable, the annotations and the left out add up to it.
         opened: Files that were opened this time, because they were new or had changed.
     """
 
     instances: pd.DataFrame
+    annotations: pd.DataFrame
     left_out: dict[str, int]
     files: int
     opened: int
@@ -105,6 +121,7 @@ def scan(
     modality: Sequence[str],
     attributes: Sequence[str] = (),
     burned_in: Literal["refuse", "allow-unmarked"] = "refuse",
+    several_frames: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Scan:
     """Bring the index up to date with the folder, and sort out the usable images.
@@ -117,6 +134,7 @@ def scan(
         attributes: Further DICOM keywords to read, of text or numbers.
         burned_in: What to do with modalities that often have text in the picture (ultrasound, angiography,
             fluoroscopy, endoscopy, photographs, other) when an image does not say whether it has.
+        several_frames: Whether images of several frames may be used, as volumes may and 2-D images may not.
         progress: Called with (files known, files in all) as the scan goes on.
 
     Returns:
@@ -129,24 +147,26 @@ def scan(
     root, index = root.resolve(), index.absolute()
     _check(root, index, attributes)
     columns = [*ATTRIBUTES, *sorted(set(attributes) - set(ATTRIBUTES))]
-    files = dict(sorted(_walk(root)))
+    files = walk(root)
     if not files:
         raise DataError(f"data.root: {root} holds no file", "point it at the folder with the DICOM files")
     try:
         with closing(store.open_index(index, root, columns)) as database:
-            opened = _update(database, root, files, columns, progress)
+            opened = refresh(database, root, files, columns, progress)
             rows = store.read(database)
     except sqlite3.Error as error:
         raise DataError(
             f"run.work: {index}: {error}", "let one scan run at a time; if it stays, delete the file"
         ) from error
-    rows["reason"] = _reasons(rows, modality, burned_in)
+    rows["reason"] = _reasons(rows, modality, burned_in, several_frames)
     counts = rows["reason"].value_counts()
     left_out = {reason.value: int(counts[reason]) for reason in Reason if reason in counts}
-    usable = rows[rows["reason"] == ""].drop(columns="reason")
+    found = rows[rows["reason"] == ""].drop(columns="reason")
+    annotated = found["SOPClassUID"].isin(ANNOTATIONS)
+    usable, annotations = found[~annotated], found[annotated].reset_index(drop=True)
     number = pd.to_numeric(usable["InstanceNumber"], errors="coerce")
     order = usable.assign(_number=number).sort_values(["SeriesInstanceUID", "_number", "SOPInstanceUID"], kind="stable")
-    return Scan(order.drop(columns="_number").reset_index(drop=True), left_out, len(files), opened)
+    return Scan(order.drop(columns="_number").reset_index(drop=True), annotations, left_out, len(files), opened)
 
 
 def _check(root: Path, index: Path, attributes: Sequence[str]) -> None:
@@ -169,60 +189,86 @@ def _check(root: Path, index: Path, attributes: Sequence[str]) -> None:
             raise DataError(f"data.labels.join: {keyword} is no DICOM attribute of text or numbers", "name another")
 
 
-def _walk(root: Path) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Every regular file below the root: its relative path, and its (size, mtime_ns).
+def walk(root: Path) -> list[File]:
+    """Every regular file below the root.
 
     Links are followed, each folder is entered once. A file or folder that cannot be looked at is given with
     a size that no file has, so that it is opened, fails, and is counted.
     """
+    files: list[File] = []
     seen: set[tuple[int, int]] = set()
     folders = [""]
     while folders:
         folder = folders.pop()
+        within = folder and folder + os.sep
+        inner = []
         try:
             status = os.stat(root / folder)
             if (status.st_dev, status.st_ino) in seen:
                 continue
             seen.add((status.st_dev, status.st_ino))
-            with os.scandir(root / folder) as listing:
-                entries = sorted(listing, key=lambda entry: entry.name, reverse=True)
+            listing = os.scandir(root / folder)
         except OSError:
-            yield folder, (-1, _AGAIN)
+            files.append((folder, -1, _AGAIN))
             continue
-        for entry in entries:
-            path = os.path.join(folder, entry.name)
-            try:
-                status = entry.stat()
-            except OSError:
-                yield path, (-1, _AGAIN)
-                continue
-            if stat.S_ISDIR(status.st_mode):
-                folders.append(path)
-            elif stat.S_ISREG(status.st_mode):
-                yield path, (status.st_size, status.st_mtime_ns)
+        with listing:
+            for entry in listing:
+                try:
+                    status = entry.stat()
+                except OSError:
+                    files.append((within + entry.name, -1, _AGAIN))
+                    continue
+                kind = stat.S_IFMT(status.st_mode)
+                if kind == stat.S_IFREG:
+                    files.append((within + entry.name, status.st_size, status.st_mtime_ns))
+                elif kind == stat.S_IFDIR:
+                    inner.append(within + entry.name)
+        folders += sorted(inner, reverse=True)
+    return files
 
 
-def _update(
+def refresh(
     database: sqlite3.Connection,
     root: Path,
-    files: dict[str, tuple[int, int]],
+    files: Sequence[File],
     columns: Sequence[str],
-    progress: Callable[[int, int], None] | None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> int:
-    """Read what is new or changed into the index; returns how many files were opened."""
+    """Read what is new or changed into the index, and forget what is gone.
+
+    Args:
+        database: The index, from `open_index`.
+        root: The folder that it describes.
+        files: What `walk` found below it.
+        columns: The attributes of the index.
+        progress: As for `scan`.
+
+    Returns:
+        How many files were opened.
+    """
+    listing = hashlib.sha256(marshal.dumps(list(files), 2)).digest()  # 2: later versions depend on more than the values
+    if store.listing(database) == listing:
+        return 0
+    store.note(database, None)
     known = store.stamps(database)
-    store.forget(database, known.keys() - files.keys())
-    waiting = [path for path, stamp in files.items() if known.get(path) != stamp or stamp[0] < 0]
-    done = len(files) - len(waiting)
-    for first in range(0, len(waiting), BATCH):
-        batch = []
-        for path in waiting[first : first + BATCH]:
-            batch.append(_row(root, path, files[path], columns))
+    waiting = sorted(file for file in files if file not in known or file[1] < 0)
+    store.forget(database, {path for path, *_ in known} - {path for path, *_ in files})
+    done, complete = len(files) - len(waiting), True
+    batches = [waiting[first : first + BATCH] for first in range(0, len(waiting), BATCH)]
+    for rows in spread(partial(_rows, root, columns), batches):
+        for row in rows:
+            complete &= row[2] != _AGAIN
             done += 1
             if progress:
                 progress(done, len(files))
-        store.write(database, batch)
+        store.write(database, rows)
+    if complete:
+        store.note(database, listing)
     return len(waiting)
+
+
+def _rows(root: Path, columns: Sequence[str], files: Sequence[File]) -> list[list[str | int | None]]:
+    return [_row(root, path, (size, changed), columns) for path, size, changed in files]
 
 
 def _row(root: Path, path: str, stamp: tuple[int, int], columns: Sequence[str]) -> list[str | int | None]:
@@ -239,13 +285,15 @@ def _row(root: Path, path: str, stamp: tuple[int, int], columns: Sequence[str]) 
     return [path, *stamp, reason and reason.value, *(texts.get(column, "") for column in columns)]
 
 
-def _reasons(rows: pd.DataFrame, modality: Sequence[str], burned_in: str) -> pd.Series:
+def _reasons(rows: pd.DataFrame, modality: Sequence[str], burned_in: str, several_frames: bool) -> pd.Series:
     """Why each row is left out; "" if it is not. The first reason that applies is the one that counts."""
-    known = rows["reason"]
+    annotated = rows["SOPClassUID"].isin(ANNOTATIONS)
+    known = rows["reason"].mask(annotated, "")  # whether these can be read is seen when they are
+    known = known.mask(known == Reason.SEVERAL_FRAMES, "") if several_frames else known
     flawed_picture = known.isin([Reason.COLOUR, Reason.SEVERAL_FRAMES, Reason.PIXELS])
     readable = (known == "") | flawed_picture
     kind, series = rows["Modality"], rows["SeriesInstanceUID"]
-    several = kind[readable & (series != "")].groupby(series).nunique() > 1
+    several = kind[readable & ~annotated & (series != "")].groupby(series).nunique() > 1
     unmarked = ~rows["BurnedInAnnotation"].str.upper().isin(["YES", "NO"])
     risky = unmarked & kind.isin(_OFTEN_BURNED_IN) & (burned_in == "refuse")
 
@@ -256,7 +304,7 @@ def _reasons(rows: pd.DataFrame, modality: Sequence[str], burned_in: str) -> pd.
         (Reason.MODALITY, ~kind.isin(list(modality))),
         (Reason.BURNED_IN, (rows["BurnedInAnnotation"].str.upper() == "YES") | risky),
     ):
-        reasons = reasons.mask((reasons == "") & applies, reason.value)
+        reasons = reasons.mask((reasons == "") & applies & ~annotated, reason.value)
     reasons = reasons.mask((reasons == "") & flawed_picture, known)
     usable = rows.loc[(reasons == "") & (rows["SOPInstanceUID"] != ""), "SOPInstanceUID"]
     reasons[usable.index[usable.duplicated()]] = Reason.DUPLICATE.value

@@ -23,10 +23,18 @@ from silos.dataset import Dataset
 from silos.dicom.decode import read_image
 from silos.dicom.header import Reason, UnreadableFile
 from silos.dicom.scan import scan
+from silos.packed import Packed, pack, row_type
 
 IMAGES = 36
 
 Read = Callable[[Path], np.ndarray]
+
+
+HALF_A_STEP = 0.5 / (2**16 - 1) + 1e-7  # and the rounding of float32
+
+
+def unpacked(image: np.ndarray) -> np.ndarray:
+    return Packed(np.frombuffer(pack(image), row_type(image.shape)))[0]
 
 
 class Hospital:
@@ -62,12 +70,14 @@ class Hospital:
             assert rows.shape == (len(cases), 1, *self.task(**changes).size)
             assert rows.dtype == np.float32
             for path, row in zip(cases["path"], rows, strict=True):
-                assert row.tobytes() == task.prepare(read_image(self.root / path)).tobytes()
+                image = task.prepare(read_image(self.root / path))
+                assert np.abs(row - image).max() <= HALF_A_STEP * np.ptp(image)
+                assert row.tobytes() == unpacked(image).tobytes()
             assert side.targets.tolist() == cases["target"].tolist()
             assert side.targets.dtype == np.int64
 
     def images_file(self) -> Path:
-        (path,) = self.cache.glob("*/images.f32")
+        (path,) = self.cache.glob("*/images")
         return path
 
 
@@ -274,7 +284,7 @@ def test_work_that_was_interrupted_goes_on_where_it_stopped_and_loses_and_double
     assert len(decoded) == IMAGES - after // 5 * 5
     assert len(found.train.targets) + len(found.held_out.targets) == IMAGES
     hospital.check(found)
-    assert hospital.images_file().stat().st_size == IMAGES * 4 * 16 * 16
+    assert hospital.images_file().stat().st_size == IMAGES * row_type((1, 16, 16)).itemsize
 
 
 def test_half_a_row_that_a_killed_process_left_behind_does_no_harm(hospital: Hospital, decoded: list[str]) -> None:
@@ -371,6 +381,6 @@ def test_only_the_owner_can_read_the_cache(hospital: Hospital) -> None:
     (folder,) = hospital.cache.iterdir()
     assert folder.stat().st_mode & 0o777 == 0o700
     files = [file for file in folder.iterdir() if file.is_file()]
-    assert {file.name for file in files} >= {"images.f32", "index.sqlite"}
+    assert {file.name for file in files} >= {"images", "index.sqlite"}
     for file in files:
         assert file.stat().st_mode & 0o777 == 0o600

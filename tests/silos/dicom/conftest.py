@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from pydicom import uid
 from pydicom.dataset import Dataset, FileMetaDataset
 
+from silos.dicom.scan import Scan, scan
+from silos.dicom.series import Found, Volume, find_stacks, read_volume
+
 REPOSITORY = Path(__file__).parents[3]
 MR = "1.2.840.10008.5.1.4.1.1.4"
 PLUGINS = {uid.RLELossless: "pylibjpeg", uid.JPEG2000Lossless: "pylibjpeg", uid.JPEGLSLossless: "pyjpegls"}
@@ -63,6 +66,63 @@ def make(
 @pytest.fixture(name="make")
 def make_fixture() -> Make:
     return make
+
+
+def make_stack(
+    folder: Path,
+    pixels: NDArray[Any],
+    *,
+    axes: Any = ((1, 0, 0), (0, 1, 0)),
+    position: Any = (-10.0, 20.0, 30.0),
+    step: Any = (0, 0, 3.0),
+    spacing: tuple[float, float] = (2.0, 1.5),
+    seed: int = 0,
+    **attributes: Any,
+) -> list[Path]:
+    """Write slices (slices, rows, columns) whose file names and instance numbers say nothing; returns their paths."""
+    names = np.random.default_rng(seed).permutation(len(pixels))
+    words = {"SeriesInstanceUID": "1.2.3.4", "FrameOfReferenceUID": "1.2.9"} | attributes
+    return [
+        make(
+            folder / f"{name:03}",
+            array,
+            SOPInstanceUID=f"{words['SeriesInstanceUID']}.{number + 1}",
+            InstanceNumber=int(name),
+            ImageOrientationPatient=[round(float(each), 8) for each in np.ravel(axes)],
+            ImagePositionPatient=[round(float(each), 6) for each in np.add(position, np.multiply(number, step))],
+            PixelSpacing=list(spacing),
+            **words,
+        )
+        for number, (name, array) in enumerate(zip(names, pixels, strict=True))
+    ]
+
+
+@pytest.fixture(name="make_stack")
+def make_stack_fixture() -> Make:
+    return make_stack
+
+
+class Hospital:
+    """A folder of DICOM files, and what is found in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = folder / "dicom"
+        self.index = folder / "index.sqlite"
+
+    def scan(self, *modality: str) -> Scan:
+        return scan(self.root, self.index, modality=modality or ["MR"], several_frames=True)
+
+    def stacks(self, *modality: str) -> Found:
+        return find_stacks(self.scan(*modality).instances, self.root)
+
+    def volume(self, *modality: str) -> Volume:
+        (stack,) = self.stacks(*modality).stacks
+        return read_volume(stack, self.root)
+
+
+@pytest.fixture
+def hospital(tmp_path: Path) -> Hospital:
+    return Hospital(tmp_path)
 
 
 def _data(variable: str, folder: str) -> Path:

@@ -1,6 +1,7 @@
 """Pixels come out as they went in, and a hostile picture comes out as one exception with a reason."""
 
 import logging
+import os
 import struct
 import tracemalloc
 from collections.abc import Callable
@@ -159,6 +160,45 @@ def test_a_codestream_that_claims_a_huge_frame_is_refused(make: Make, tmp_path: 
     content = path.read_bytes()
     at = content.index(b"\xff\x4f\xff\x51") + 8
     path.write_bytes(content[:at] + struct.pack(">II", 2**31, 2**31) + content[at + 8 :])
+    assert refusal(path) == Reason.PIXELS
+
+
+@pytest.mark.parametrize("syntax", [uid.ExplicitVRLittleEndian, uid.RLELossless])
+def test_no_more_is_read_of_pixel_data_than_the_picture_can_need(syntax: str, make: Make, tmp_path: Path) -> None:
+    path = make(tmp_path / "endless", syntax=syntax)
+    whole = read_image(path)
+    content = path.read_bytes()
+    native = syntax == uid.ExplicitVRLittleEndian
+    start = content.index(b"\xe0\x7f\x10\x00") + 12
+    if not native:  # the item after the offset table
+        start = content.index(b"\xfe\xff\x00\xe0", start + 8) + 8
+    with path.open("r+b") as file:
+        file.seek(start - 4)
+        file.write(struct.pack("<L", 2**31))
+        file.truncate(start + 2**31)
+        file.seek(0, os.SEEK_END)
+        file.write(b"" if native else b"\xfe\xff\xdd\xe0\0\0\0\0")
+    tracemalloc.start()
+    try:
+        if native:
+            assert np.array_equal(read_image(path), whole)
+        else:
+            assert refusal(path) == Reason.PIXELS
+        assert tracemalloc.get_traced_memory()[1] < 5e6
+    finally:
+        tracemalloc.stop()
+        path.unlink()
+
+
+def test_a_decoder_that_panics_is_a_reason(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class PanicException(BaseException):  # as pyo3 has it
+        pass
+
+    def panic(*_: object, **__: object) -> None:
+        raise PanicException
+
+    path = make(tmp_path / "image")
+    monkeypatch.setattr("silos.dicom.decode.get_decoder", panic)
     assert refusal(path) == Reason.PIXELS
 
 

@@ -60,7 +60,7 @@ def paths(found: Scan) -> list[str]:
 
 def look(root: Path, index: Path, *modality: str, **settings: Any) -> Scan:
     found = scan(root, index, modality=modality or ["MR"], **settings)
-    assert len(found.instances) + sum(found.left_out.values()) == found.files
+    assert len(found.instances) + len(found.annotations) + sum(found.left_out.values()) == found.files
     return found
 
 
@@ -171,6 +171,29 @@ def test_an_interrupted_scan_goes_on_where_it_stopped(
     assert found.opened == 6
     assert seen == [(done, 10) for done in range(5, 11)]
     assert len(found.instances) == 10
+
+
+def test_a_tree_that_went_back_to_what_it_was_during_an_interrupted_scan_is_read_again(
+    make: Make, root: Path, index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("silos.dicom.scan.BATCH", 1)
+    old = make(root / "a").read_bytes()
+    make(root / "b")
+    stamp = (root / "a").stat().st_mtime_ns
+    look(root, index)
+    make(root / "a", PatientID="MRN2")
+    os.utime(root / "a", ns=(1, 1))
+    os.utime(root / "b", ns=(1, 1))
+
+    def interrupt(done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        look(root, index, progress=interrupt)
+    (root / "a").write_bytes(old)
+    os.utime(root / "a", ns=(stamp, stamp))
+    assert set(look(root, index).instances["PatientID"]) == {"MRN1"}
 
 
 def test_the_index_is_private_and_pandas_reads_it(make: Make, root: Path, index: Path) -> None:
@@ -472,12 +495,16 @@ def test_each_broken_file_of_the_zoo_is_left_out_for_its_own_reason(
 
 @pytest.mark.lgg
 @pytest.mark.parametrize(
-    ("hospital", "images"), [("north", 284), ("east", 1539), ("south", 505), ("west", 853), ("tiny", 24)]
+    ("hospital", "images", "masks"),
+    [("north", 284, 13), ("east", 1539, 36), ("south", 505, 11), ("west", 853, 27), ("tiny", 24, 1)],
 )
-def test_every_image_of_each_hospital_is_found(hospital: str, images: int, lgg: Path, index: Path) -> None:
+def test_every_image_and_mask_of_each_hospital_is_found(
+    hospital: str, images: int, masks: int, lgg: Path, index: Path
+) -> None:
     root = lgg / hospital / "dicom"
     found = look(root, index)
     assert len(found.instances) == images
-    assert found.left_out == {Reason.MODALITY: found.files - images}
+    assert (len(found.annotations), set(found.annotations["Modality"])) == (masks, {"SEG"})
+    assert found.left_out == {}
     assert (found.instances["SOPInstanceUID"].nunique(), set(found.instances["Modality"])) == (images, {"MR"})
     assert look(root, index).opened == 0

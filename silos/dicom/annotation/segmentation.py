@@ -1,0 +1,113 @@
+"""Paints a DICOM SEG (PS3.3 A.51), read and decoded by highdicom.
+
+Each frame is put where it says that it lies, in any order; frames that were left out as empty stay empty. Its
+pixels must be the stack's voxels: flipped, turned and cropped masks are put right, a mask of another resolution
+is refused. A frame that names the one image it was drawn on must also lie there. Of a fractional segmentation,
+what is at least `FRACTION` of its maximum is in.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from highdicom.seg import Segmentation, SegmentationTypeValues
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+
+from silos.dicom.annotation.reference import Annotation
+from silos.dicom.annotation.unfit import Unfit, UnfitAnnotation
+from silos.dicom.decode import MAX_PIXELS, PLUGINS, check_code
+from silos.dicom.frames import frame_texts
+from silos.dicom.geometry import Misfit, Plane, read_plane
+from silos.dicom.header import Flaw, Reason
+from silos.dicom.series import Stack
+
+FRACTION = 0.5
+OFF = 0.25  # of a voxel, by which a mask may lie beside the stack's voxels
+
+
+def paint_segmentation(
+    dataset: Dataset, annotation: Annotation, wanted: Mapping[int, int], stack: Stack, mask: NDArray[np.uint8]
+) -> None:
+    """Paint the wanted segments into a mask; a larger class stays over a smaller one.
+
+    Args:
+        dataset: The whole file.
+        annotation: Its header.
+        wanted: Segment number -> index of the class.
+        stack: The stack that it was drawn on.
+        mask: (columns, rows, slices), painted in place.
+
+    Raises:
+        UnfitAnnotation: `OTHER_GRID` or `CONTRADICTION`.
+        Flaw: Its pixels cannot be decoded.
+    """
+    syntax = dataset.file_meta.TransferSyntaxUID
+    shape = int(dataset.Rows), int(dataset.Columns)
+    if syntax not in PLUGINS or not 0 < shape[0] * shape[1] <= MAX_PIXELS:
+        raise Flaw(Reason.PIXELS)
+    segmentation = Segmentation.from_dataset(dataset, copy=False)
+    kind = segmentation.segmentation_type
+    texts = frame_texts(dataset)
+    shared = dataset.SharedFunctionalGroupsSequence[0]
+    for index, frame in enumerate(dataset.PerFrameFunctionalGroupsSequence):
+        numbers = wanted
+        if kind != SegmentationTypeValues.LABELMAP:
+            number = int(_group("SegmentIdentificationSequence", frame, shared)[0].ReferencedSegmentNumber)
+            numbers = {number: wanted[number]} if number in wanted else {}
+        if not numbers:
+            continue
+        if PLUGINS[syntax]:
+            check_code(segmentation.get_raw_frame(index, as_index=True), syntax, shape)
+        pixels = segmentation.get_stored_frame(index, as_index=True)
+        source = _source(frame)
+        plane = read_plane({"Rows": str(shape[0]), "Columns": str(shape[1])} | texts[index])
+        for number, class_ in numbers.items():
+            if kind == SegmentationTypeValues.LABELMAP:
+                inside = pixels == number
+            elif kind == SegmentationTypeValues.FRACTIONAL:
+                inside = pixels >= FRACTION * int(dataset.MaximumFractionalValue)
+            else:
+                inside = pixels != 0
+            where = tuple(_voxels(inside, plane, source, stack))
+            mask[where] = np.maximum(mask[where], np.uint8(class_))
+
+
+def _voxels(
+    inside: NDArray[np.bool_], plane: Plane | Misfit, source: tuple[str, int] | None, stack: Stack
+) -> NDArray[np.int64]:
+    """The voxels, (3, n), of the pixels that are inside."""
+    rows, columns = np.nonzero(inside)
+    if isinstance(plane, Misfit):
+        raise UnfitAnnotation(Unfit.OTHER_GRID)
+    to_voxels = np.linalg.inv(stack.affine) @ plane.affine(plane.normal)
+    steps, first = to_voxels[:3, :2], to_voxels[:3, 3]
+    whole = np.rint(steps)
+    aligned = (np.abs(whole).sum(0) == 1).all() and (np.abs(whole).sum(1) <= 1).all()
+    drift = np.abs(steps - whole).max() * max(inside.shape) + np.abs(first - np.rint(first)).max()
+    if not aligned or drift > OFF:
+        raise UnfitAnnotation(Unfit.OTHER_GRID)
+    found = (whole @ np.stack([columns, rows]) + np.rint(first)[:, None]).astype(np.int64)
+    if (found < 0).any() or (found >= np.array(stack.shape)[:, None]).any():
+        raise UnfitAnnotation(Unfit.OTHER_GRID)
+    slice_ = stack.places.get(source) if source else None
+    if slice_ is not None and (found[2] != slice_).any():
+        raise UnfitAnnotation(Unfit.CONTRADICTION)
+    return found
+
+
+def _source(frame: Dataset) -> tuple[str, int] | None:
+    """The one image and frame that this frame was drawn on, if it names exactly one."""
+    items = [
+        item
+        for derivation in frame.get("DerivationImageSequence") or ()
+        for item in derivation.get("SourceImageSequence") or ()
+    ]
+    if len(items) != 1:
+        return None
+    number = items[0].get("ReferencedFrameNumber", 1)
+    return (str(items[0].ReferencedSOPInstanceUID), int(number)) if isinstance(number, int | str) else None
+
+
+def _group(keyword: str, *groups: Dataset) -> Any:
+    return next(items for group in groups if (items := group.get(keyword)))

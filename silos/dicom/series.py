@@ -1,0 +1,276 @@
+"""From the files of a series to volumes in the patient.
+
+    found = find_stacks(scan.instances, root)           # headers only
+    found.stacks, found.left_out                        # {"single slice": 3, "missing slices": 40}
+    volume = read_volume(found.stacks[0], root)
+    volume.pixels, volume.affine                        # (columns, rows, slices) float32; (4, 4), mm in RAS
+
+A series may hold several stacks: parallel slices of one size, spacing and frame of reference are one stack,
+whatever the files are called or numbered. Whatever makes no volume is left out and counted with a reason. Images
+of several frames (enhanced CT and MR) bring the place and rescaling of every frame with them.
+
+PET is taken in the units that it was stored in, Bq/ml, and says so; standardised uptake values are not made,
+because they need weight, dose and decay times that exports rarely keep right.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from silos.dicom.decode import read_frames, read_image
+from silos.dicom.frames import read_frame_texts
+from silos.dicom.geometry import Floats, Misfit, Plane, alike, arrange, read_plane
+from silos.dicom.header import Reason, UnreadableFile
+
+MAX_VOXELS = 2**29  # of one volume: 2 GiB of float32
+
+
+class Note(StrEnum):
+    """What one should know about a stack, in the words of the report."""
+
+    TILT = "gantry tilt"
+    PART = "part of its series"
+    NO_SUV = "PET as stored, no SUV"
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One slice of a stack: which frame (from 1) of which file.
+
+    Attributes:
+        path: Below the root.
+        instance: SOPInstanceUID.
+        frame: From 1; 1 in an image of one frame.
+        rescale: The frame's own slope and intercept; None where the file's apply.
+    """
+
+    path: str
+    instance: str
+    frame: int
+    rescale: tuple[str, str] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """Slices that make a volume, in their order along the normal.
+
+    Attributes:
+        series: SeriesInstanceUID.
+        frame_of_reference: FrameOfReferenceUID, "" where absent.
+        modality: Such as MR.
+        slices: The slices.
+        shape: (columns, rows, slices).
+        affine: (4, 4) float64, from (column, row, slice) to mm in RAS; sheared where the gantry was tilted.
+        tilt: Degrees of gantry tilt.
+        notes: What one should know.
+    """
+
+    series: str
+    frame_of_reference: str
+    modality: str
+    slices: tuple[Slice, ...]
+    shape: tuple[int, int, int]
+    affine: Floats
+    tilt: float
+    notes: tuple[Note, ...]
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Distances (mm) between columns, between rows, and between slices along their normal."""
+        column, row, step = self.affine[:3, :3].T
+        normal = np.cross(column, row)
+        distance = abs(step @ normal) / np.linalg.norm(normal)
+        return float(np.linalg.norm(column)), float(np.linalg.norm(row)), float(distance)
+
+    @cached_property
+    def instances(self) -> frozenset[str]:
+        """SOPInstanceUIDs of the files that the slices are in."""
+        return frozenset(each.instance for each in self.slices)
+
+    @cached_property
+    def places(self) -> dict[tuple[str, int], int]:
+        """(SOPInstanceUID, frame from 1) -> index of the slice."""
+        return {(each.instance, each.frame): index for index, each in enumerate(self.slices)}
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """A stack and its pixels: (columns, rows, slices) float32 in modality units."""
+
+    pixels: NDArray[np.float32]
+    stack: Stack
+
+    @property
+    def affine(self) -> Floats:
+        """(4, 4) float64, from (column, row, slice) to mm in RAS."""
+        return self.stack.affine
+
+
+@dataclass(frozen=True)
+class Found:
+    """The stacks of some series, and how many files are in none of them, by reason."""
+
+    stacks: tuple[Stack, ...]
+    left_out: dict[str, int]
+
+
+@dataclass(frozen=True, eq=False)
+class _Candidate:
+    """A slice that may become part of a stack, and what it must share with the others exactly."""
+
+    slice: Slice
+    plane: Plane
+    shared: tuple[str, ...]
+
+
+def find_stacks(instances: pd.DataFrame, root: Path, *, pet_units: str = "BQML") -> Found:
+    """Sort the images of each series into stacks. Reads no pixel, and opens only images of several frames.
+
+    Args:
+        instances: The usable images of a scan with `several_frames`, attributes as text.
+        root: Folder that their paths are relative to.
+        pet_units: The only Units (PS3.3 C.8.9.1.1.3) in which PET is taken.
+
+    Returns:
+        The stacks by series, in the scan's order, and the number of other files by reason (`Misfit`, or
+        `Reason` where a file could not be read).
+    """
+    stacks: list[Stack] = []
+    left_out: Counter[str] = Counter()
+    for uid, rows in instances.groupby("SeriesInstanceUID", sort=False):
+        found = _in_series(str(uid), rows, root, pet_units)
+        stacks += found.stacks
+        left_out.update(found.left_out)
+    return Found(tuple(stacks), dict(sorted(left_out.items())))
+
+
+def read_volume(stack: Stack, root: Path) -> Volume:
+    """Decode the slices of a stack.
+
+    Args:
+        stack: One that `find_stacks` found.
+        root: Folder that its paths are relative to.
+
+    Raises:
+        UnreadableFile: A slice cannot be decoded; without it there is no volume.
+    """
+    columns, rows, count = stack.shape
+    pixels = np.empty((count, rows, columns), np.float32)
+    framed: dict[str, dict[int, tuple[str, str]]] = {}
+    for place, each in enumerate(stack.slices):
+        if each.rescale is not None:
+            framed.setdefault(each.path, {})[each.frame] = each.rescale
+            continue
+        image = read_image(root / each.path)
+        if image.shape != (rows, columns):  # the file changed since it was scanned
+            raise UnreadableFile(root / each.path, Reason.PIXELS, "another size than its header's")
+        pixels[place] = image
+    for path, frames in framed.items():
+        places = [place for place, each in enumerate(stack.slices) if each.path == path]
+        images = read_frames(root / path, frames)
+        if images.shape != (len(places), rows, columns):
+            raise UnreadableFile(root / path, Reason.PIXELS, "another size than its header's")
+        pixels[places] = images
+    return Volume(pixels.transpose(2, 1, 0), stack)
+
+
+def _in_series(uid: str, rows: pd.DataFrame, root: Path, pet_units: str) -> Found:
+    if not uid:
+        return Found((), {Misfit.NO_SERIES.value: len(rows)})
+    if rows["PatientID"].nunique() > 1:
+        return Found((), {Misfit.SEVERAL_PATIENTS.value: len(rows)})
+    texts = [{str(key): value for key, value in row.items()} for row in rows.to_dict("records")]
+    modality = texts[0]["Modality"]
+    if modality == "PT" and {row["Units"] for row in texts} != {pet_units}:
+        return Found((), {Misfit.PET_UNITS.value: len(rows)})
+
+    candidates: list[_Candidate] = []
+    fates: dict[str, str] = {}  # path -> why nothing of it is in a stack
+    seen = 0
+    for row in texts:
+        path = row["path"]
+        try:
+            for candidate in _candidates(row, root):
+                seen += 1
+                if isinstance(candidate, Misfit):
+                    fates[path] = candidate.value
+                else:
+                    candidates.append(candidate)
+                    fates.setdefault(path, Misfit.MANY_DIRECTIONS.value)  # unless a group takes it
+        except UnreadableFile as error:
+            fates[path] = error.reason.value
+        except OSError:
+            fates[path] = Reason.UNREADABLE.value
+
+    stacks = []
+    for group in _groups(candidates):
+        stack = _stack(uid, modality, group)
+        if isinstance(stack, Misfit):
+            fates |= {each.slice.path: stack.value for each in group}
+        else:
+            stacks.append(stack)
+    for path in {each.path for stack in stacks for each in stack.slices}:
+        del fates[path]
+    if any(len(stack.slices) < seen for stack in stacks):
+        stacks = [replace(stack, notes=(*stack.notes, Note.PART)) for stack in stacks]
+    return Found(tuple(stacks), dict(Counter(fates.values())))
+
+
+def _groups(candidates: list[_Candidate]) -> Iterator[list[_Candidate]]:
+    by_shared: dict[tuple[str, ...], list[_Candidate]] = {}
+    for each in candidates:
+        by_shared.setdefault(each.shared, []).append(each)
+    for several in by_shared.values():
+        for group in alike([each.plane for each in several]):
+            yield [several[index] for index in group]
+
+
+def _stack(uid: str, modality: str, group: list[_Candidate]) -> Stack | Misfit:
+    planes = [each.plane for each in group]
+    arrangement = arrange(planes)
+    if isinstance(arrangement, Misfit):
+        return arrangement
+    rows, columns = planes[0].shape
+    if rows * columns * len(group) > MAX_VOXELS:
+        return Misfit.TOO_LARGE
+    tilt = (Note.TILT,) if arrangement.tilt else ()
+    pet = (Note.NO_SUV,) if modality == "PT" else ()
+    return Stack(
+        series=uid,
+        frame_of_reference=group[0].shared[0],
+        modality=modality,
+        slices=tuple(group[index].slice for index in arrangement.order),
+        shape=(columns, rows, len(group)),
+        affine=arrangement.affine,
+        tilt=arrangement.tilt,
+        notes=(*tilt, *pet),
+    )
+
+
+def _candidates(row: dict[str, str], root: Path) -> Iterator[_Candidate | Misfit]:
+    """The slices of one file, or why it has none."""
+    if "LOCALIZER" in row["ImageType"].upper().split("\\"):
+        yield Misfit.LOCALIZER
+        return
+    shared = (row["FrameOfReferenceUID"],)
+    if row["ImagePositionPatient"] and row["NumberOfFrames"] in ("", "1"):
+        plane = read_plane(row)
+        slice_ = Slice(row["path"], row["SOPInstanceUID"], 1, None)
+        yield plane if isinstance(plane, Misfit) else _Candidate(slice_, plane, shared)
+        return
+    frames = read_frame_texts(root / row["path"])
+    for number, frame in enumerate(frames, start=1):
+        plane = read_plane(row | frame)
+        slice_ = Slice(row["path"], row["SOPInstanceUID"], number, (frame["RescaleSlope"], frame["RescaleIntercept"]))
+        yield (
+            plane if isinstance(plane, Misfit) else _Candidate(slice_, plane, (*shared, row["path"], frame["StackID"]))
+        )
+    if not frames:
+        yield Misfit.NO_POSITION
