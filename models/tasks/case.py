@@ -40,10 +40,11 @@ class Case:
         """
         if self.mask is None:
             return ()
-        flat = self.mask.ravel()
+        marked = np.flatnonzero(self.mask)
+        values = self.mask.ravel()[marked]
         found = []
-        for value in 1 + np.flatnonzero(np.bincount(flat, minlength=1)[1:]):
-            where = np.flatnonzero(flat == value)
+        for value in np.unique(values):
+            where = marked[values == value]
             if len(where) > _PLACES:
                 where = np.sort(np.random.default_rng(0).choice(where, _PLACES, replace=False))
             found.append(where)

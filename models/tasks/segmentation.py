@@ -10,8 +10,6 @@ that the caller seeds. A whole case is predicted window by window, and judged at
 one case's outputs are ever in memory.
 """
 
-import math
-import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,15 +20,13 @@ import numpy.typing as npt
 import torch
 from monai.inferers.inferer import SlidingWindowInferer
 from monai.losses.dice import DiceCELoss
-from monai.metrics.hausdorff_distance import compute_hausdorff_distance
-from monai.metrics.meandice import compute_dice
 from torch import nn
-from torch.nn.functional import one_hot
 
 from models.errors import DataError, NotFinite
 from models.plan import Segmentation
 from models.tasks.augmentation import Augmenter
 from models.tasks.case import Case
+from models.tasks.masks import distances, overlaps
 from models.tasks.networks import SEGMENTERS, build_network
 from models.tasks.patches import DRAWS, crop
 from models.tasks.preparation import grid, normalise, resize, resize_mask
@@ -190,12 +186,10 @@ class SegmentationTask:
         found = {}
         if "loss" in wanted:
             found["loss"] = float(self.loss(logits[None], truth[None, None]))
-        if "dice" in wanted or "hausdorff95" in wanted:
-            predicted, true = _one_hot(logits.argmax(0), len(logits)), _one_hot(truth, len(logits))
-            if "dice" in wanted:
-                found["dice"] = _mean(compute_dice(predicted, true, include_background=False)[0])
-            if "hausdorff95" in wanted:
-                found["hausdorff95"] = _mean(distances(predicted, true, case.spacing))
+        if "dice" in wanted:
+            found["dice"] = float(overlaps(logits.argmax(0), truth, len(logits)).nanmean())
+        if "hausdorff95" in wanted:
+            found["hausdorff95"] = float(distances(logits.argmax(0), truth, len(logits), case.spacing).nanmean())
         return found
 
     @cached_property
@@ -205,44 +199,3 @@ class SegmentationTask:
     @cached_property
     def _augment(self) -> Augmenter:
         return Augmenter(self.settings.augment, self.settings.dimensions)
-
-
-def distances(predicted: torch.Tensor, truth: torch.Tensor, spacing: Sequence[float] | None) -> torch.Tensor:
-    """How far the surfaces of two masks lie apart, class by class.
-
-    The 95th percentile of the distances from each surface to the other, the larger of the two (Huttenlocher et
-    al., IEEE TPAMI 1993). Where the truth has a class that the prediction has not, no distance exists, and the
-    longest one that the image could hold stands for it: a network must not gain by saying nothing.
-
-    Args:
-        predicted: `(1, K, *spatial)`, 0 or 1; the first class is background.
-        truth: The same.
-        spacing: mm along each axis; 1 if nobody knows.
-
-    Returns:
-        mm, `(K - 1,)` float64; NaN for a class that the truth has not.
-    """
-    shape = truth.shape[2:]
-    sides = spacing or (1.0,) * len(shape)
-    diagonal = math.hypot(*(mm * (n - 1) for mm, n in zip(sides, shape, strict=True)))
-    found = []
-    for index in range(1, truth.shape[1]):
-        given, asked = predicted[:, [index]], truth[:, [index]]
-        if not asked.any():
-            found.append(math.nan)
-        elif not given.any():
-            found.append(diagonal)
-        else:
-            with warnings.catch_warnings():  # MONAI 1.6.1 calls itself with an argument that it deprecates
-                warnings.filterwarnings("ignore", ".*always_return_as_numpy", FutureWarning)
-                found.append(float(compute_hausdorff_distance(given, asked, True, percentile=95, spacing=sides)))
-    return torch.tensor(found, dtype=torch.float64)
-
-
-def _one_hot(mask: torch.Tensor, classes: int) -> torch.Tensor:
-    """`(*spatial)` int64 as `(1, classes, *spatial)` of 0 and 1."""
-    return one_hot(mask, classes).movedim(-1, 0)[None].float()
-
-
-def _mean(values: torch.Tensor) -> float:
-    return float(values.double().nanmean())

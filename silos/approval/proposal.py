@@ -77,7 +77,7 @@ def explain(site: Site, agreement: Agreement) -> list[Row]:
         ("rounds", f"{plan.rounds}"),
         ("work in each round", _work(plan)),
         ("learning", _learning(plan)),
-        ("combined by", _call(plan.strategy.name, {"mu": plan.strategy.mu} if plan.strategy.mu else {})),
+        ("combined by", _call(plan.strategy.name, plan.strategy.model_dump(exclude={"name"}, exclude_defaults=True))),
         ("leaves in each round", _update(policy, plan, spec)),
         *_measured(policy, plan),
         ("changed before it leaves", _filters(policy, plan)),

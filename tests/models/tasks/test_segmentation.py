@@ -1,6 +1,5 @@
 """Segmentation: cases prepared, patches drawn, networks trained, masks judged."""
 
-import warnings
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from models.tasks import Case, Task, task
 from models.tasks.flat import FlatNetwork
 from models.tasks.networks import SEGMENTERS
 from models.tasks.patches import DRAWS, crop
-from models.tasks.segmentation import SegmentationTask, distances
+from models.tasks.segmentation import SegmentationTask
 from silos import training
 
 torch.set_num_threads(1)
@@ -376,41 +375,6 @@ def test_a_diverged_network_is_refused_rather_than_scored() -> None:
     network.weights.fill_(torch.nan)
     with pytest.raises(NotFinite):
         training.evaluate(network, learner, Cases([learner.prepare(disk())]))
-
-
-def box(side: tuple[int, ...], *corners: tuple[int, int]) -> torch.Tensor:
-    """Two channels, background and a box."""
-    mask = torch.zeros(1, 2, *side)
-    mask[(slice(None), 1, *[slice(*corner) for corner in corners])] = 1
-    mask[:, 0] = 1 - mask[:, 1]
-    return mask
-
-
-def test_hausdorff_distances_of_known_shapes_are_in_millimetres() -> None:
-    side = (30, 30, 12)
-    truth = box(side, (5, 15), (5, 15), (2, 8))
-    assert distances(truth, truth, (1.0, 1.0, 1.0)).tolist() == [0.0]
-    moved = box(side, (5, 15), (5, 15), (4, 10))  # two slices further
-    assert distances(moved, truth, (1.0, 1.0, 5.0)).item() == pytest.approx(10)
-    assert distances(moved, truth, (1.0, 1.0, 0.5)).item() == pytest.approx(1)
-    wide = box(side, (5, 24), (5, 15), (2, 8))  # 9 rows longer: the far face is most of what is new
-    assert distances(wide, truth, (2.0, 1.0, 1.0)).item() == pytest.approx(18)
-    assert distances(wide, truth, None).item() == pytest.approx(9)
-
-
-def test_one_wild_voxel_in_a_hundred_does_not_decide_the_distance() -> None:
-    truth = box((60, 60), (10, 50), (10, 50))
-    wild = truth.clone()
-    wild[0, :, 0, 0] = torch.tensor([0.0, 1.0])
-    assert distances(wild, truth, (1.0, 1.0)).item() == 0
-
-
-def test_saying_nothing_is_as_bad_as_can_be_and_what_is_not_there_is_not_judged() -> None:
-    truth, nothing = box((31, 41), (5, 15), (5, 15)), box((31, 41), (0, 0), (0, 0))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert distances(nothing, truth, (2.0, 1.5)).item() == pytest.approx(np.hypot(60, 60))
-        assert distances(truth, nothing, (2.0, 1.5)).isnan().all()
 
 
 # --- classification of volumes ------------------------------------------------------------------------
