@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import torch
 from monai.metrics.hausdorff_distance import compute_hausdorff_distance
 from monai.metrics.meandice import compute_dice
-from torch.nn.functional import one_hot
 
 
 def overlaps(predicted: torch.Tensor, truth: torch.Tensor, outputs: int) -> torch.Tensor:
@@ -25,9 +24,8 @@ def overlaps(predicted: torch.Tensor, truth: torch.Tensor, outputs: int) -> torc
     Returns:
         `(outputs - 1,)` float64 from 0 to 1; NaN for a class that the truth has not.
     """
-    masks = [one_hot(mask, outputs).movedim(-1, 0)[None].float() for mask in (predicted, truth)]
-    found: torch.Tensor = compute_dice(masks[0], masks[1], include_background=False)[0]
-    return found.double()
+    pairs = [_pair(predicted == index, truth == index) for index in range(1, outputs)]
+    return torch.tensor([float(compute_dice(*pair)) for pair in pairs], dtype=torch.float64)
 
 
 def distances(
@@ -56,8 +54,14 @@ def distances(
         elif not given.any():
             found.append(math.hypot(*(mm * (n - 1) for mm, n in zip(sides, truth.shape, strict=True))))
         else:
-            pair = given[None, None].float(), asked[None, None].float()
             with warnings.catch_warnings():  # MONAI 1.6.1 calls itself with an argument that it deprecates
                 warnings.filterwarnings("ignore", ".*always_return_as_numpy", FutureWarning)
-                found.append(float(compute_hausdorff_distance(*pair, True, percentile=95, spacing=sides)))
+                found.append(
+                    float(compute_hausdorff_distance(*_pair(given, asked), True, percentile=95, spacing=sides))
+                )
     return torch.tensor(found, dtype=torch.float64)
+
+
+def _pair(predicted: torch.Tensor, truth: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """As MONAI takes them: a batch of one, with one channel."""
+    return predicted[None, None].float(), truth[None, None].float()
