@@ -287,12 +287,11 @@ def _initial_model(plan: Plan) -> tuple[Spec, Vector]:
     """Build the plan's network here; the only place where a coordinator may want torch."""
     try:
         from models import tasks
-        from models.tasks.flat import FlatNetwork
     except ImportError as error:
         raise ConfigError(
             f"the first model needs {error.name}, which is not installed on this machine",
             "run: pip install 'intramural[silo]'; or make the file on a machine that has it with "
             "`intramural-silo initial STUDY.toml FILE` and create the study with --initial FILE",
         ) from error
-    network = FlatNetwork(tasks.task(plan.task).build(plan.seed))
+    network = tasks.network(plan)
     return network.spec, network.weights.numpy().copy()

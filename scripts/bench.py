@@ -25,7 +25,6 @@ from models.console import show_table
 from models.exchange.documents import Agreement
 from models.exchange.spec import Vector, load_vector
 from models.plan import Plan
-from models.tasks.flat import FlatNetwork
 from silos import gate, privacy, training
 from silos.config import Site
 from silos.phantom import write_hospital
@@ -45,7 +44,7 @@ def audited(plan: Path, sites: list[Path], folder: Path) -> tuple[list[float], V
 def plain(plan: Plan, sites: list[Path]) -> tuple[list[float], Vector]:
     """CPU seconds of each round of a plain loop, and the final model."""
     task = tasks.task(plan.task)
-    network = FlatNetwork(task.build(plan.seed))
+    network = tasks.network(plan)
     agreement = Agreement(plan=plan, coordinator_key="", initial="0" * 64, spec=network.spec.digest)
     hospitals = sorted((Site.load(site) for site in sites), key=lambda site: site.name)
     data = {site.name: set_up(site, agreement).data for site in hospitals}

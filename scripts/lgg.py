@@ -39,7 +39,7 @@ from models.exchange.documents import Agreement
 from models.exchange.spec import Vector, load_vector
 from models.ledger import Signer
 from models.plan import Plan
-from models.tasks.flat import FlatNetwork
+from models.tasks import Case
 from silos import training
 from silos.config import Site
 from silos.dataset import Prepared
@@ -196,12 +196,16 @@ class Together:
         """The class of each image."""
         return np.concatenate([part.targets for part in self.parts])
 
-    def take(self, rows: np.ndarray) -> np.ndarray:
-        """Copies of some images."""
+    def __len__(self) -> int:
+        """How many images."""
+        return len(self.targets)
+
+    def take(self, rows: np.ndarray) -> list[Case]:
+        """Some images."""
         ends = np.cumsum([len(part.targets) for part in self.parts])
         part = np.searchsorted(ends, rows, side="right")
         starts = ends - [len(p.targets) for p in self.parts]
-        return np.stack([self.parts[p].take(np.array([row - starts[p]]))[0] for p, row in zip(part, rows, strict=True)])
+        return [self.parts[p].take(np.array([row - starts[p]]))[0] for p, row in zip(part, rows, strict=True)]
 
 
 def federate(folder: Path, plan: Path, sites: list[Path]) -> Vector:
@@ -217,7 +221,7 @@ def federate(folder: Path, plan: Path, sites: list[Path]) -> Vector:
 def train(plan: Plan, name: str, parts: list[Prepared], steps: int) -> Vector:
     """Train in one place, from the same first model, with the same schedule and as many steps in each round."""
     task = tasks.task(plan.task)
-    network = FlatNetwork(task.build(plan.seed))
+    network = tasks.network(plan)
     data = parts[0] if len(parts) == 1 else Together(parts)
     for round_ in range(1, plan.rounds + 1):
         length = plan.training.in_round(round_).model_copy(update={"epochs": None, "steps": steps})
@@ -237,7 +241,7 @@ def work_on(job: tuple[Arm, argparse.Namespace]) -> Path:
     plan_path = write_plan(options, arm)
     plan = Plan.load(plan_path)
     task = tasks.task(plan.task)
-    network = FlatNetwork(task.build(plan.seed))
+    network = tasks.network(plan)
     data = {name: set_up(Site.load(sites[name]), _agreement(plan)).data for name in TRAINING}
     batches = {name: -(-len(d.train.targets) // plan.training.batch_size) for name, d in data.items()}
     steps = options.epochs * batches.get(arm.name, sum(batches.values()))  # in a round

@@ -14,7 +14,7 @@ from models.console import Report, human_bytes
 from models.errors import ConfigError, DataError, IntramuralError
 from models.ledger import read
 from models.plan import Plan
-from models.tasks.flat import FlatNetwork
+from models.tasks import Case
 from silos import cohort
 from silos.approval import decisions
 from silos.cohort import Cohort
@@ -204,14 +204,14 @@ def _batch(site: Site, plan: Plan, images: list[npt.NDArray[np.float32]]) -> str
     """One step of training but for the step: a full batch of the sample, there and back."""
     task = tasks.task(plan.task)
     count = plan.training.batch_size
-    rows = np.stack([task.prepare(image) for image in images])[np.arange(count) % len(images)]
+    cases = [task.prepare(Case(image, label=row % len(plan.task.classes))) for row, image in enumerate(images)]
+    inputs, targets = task.sample([cases[row % len(cases)] for row in range(count)], torch.Generator())
     torch.set_num_threads(site.run.threads)
     try:
-        network = FlatNetwork(task.build(plan.seed), device_for(site.run.device))
-        batch = torch.from_numpy(rows).to(network.weights.device)
-        targets = torch.arange(count, device=batch.device) % len(plan.task.classes)
+        network = tasks.network(plan, device_for(site.run.device))
+        inputs, targets = inputs.to(network.weights.device), targets.to(network.weights.device)
         began = time.perf_counter()
-        loss = task.loss(network.module.train()(batch), targets)
+        loss = task.loss(network.module.train()(inputs), targets)
         loss.backward()  # type: ignore[no-untyped-call]
         gradient = float(network.gradient.norm())  # waits for a GPU to finish
     except RuntimeError as error:  # torch's word for too little memory, too

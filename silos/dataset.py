@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from models.errors import DataError
+from models.errors import ConfigError, DataError
 from models.ledger.canonical import canonical, digest
-from models.plan import Classification
-from models.tasks import Task
+from models.plan import Classification, TaskSettings
+from models.tasks import Case, Task
 from silos.cohort import Cohort
 from silos.dicom.decode import read_image
 from silos.dicom.header import Reason, UnreadableFile
@@ -46,9 +46,14 @@ class Prepared:
     rows: npt.NDArray[np.int64]
     targets: npt.NDArray[np.int64]
 
-    def take(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """Copies of some images, `(len(rows), 1, h, w)` float32."""
-        return self.store[self.rows[rows]]
+    def __len__(self) -> int:
+        """How many images."""
+        return len(self.rows)
+
+    def take(self, rows: npt.NDArray[np.int64]) -> list[Case]:
+        """Copies of some images, `(1, h, w)` float32, with their classes."""
+        images = zip(self.store[self.rows[rows]], self.targets[rows], strict=True)
+        return [Case(image, label=int(target)) for image, target in images]
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ def prepare(
     cohort: Cohort,
     root: Path,
     cache: Path,
-    settings: Classification,
+    settings: TaskSettings,
     task: Task,
     progress: Callable[[int, int], None] | None = None,
 ) -> Dataset:
@@ -79,8 +84,11 @@ def prepare(
         progress: Called with (images done, images in all) of those not yet in the cache.
 
     Raises:
+        ConfigError: The task is not about 2-D images with one label each.
         DataError: The cache cannot be written.
     """
+    if not isinstance(settings, Classification) or settings.dimensions != 2:
+        raise ConfigError(f"task.name: images for {settings.name} cannot be read yet", "use 2-D classification")
     folder = cache / _name(settings)
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -105,7 +113,7 @@ def _side(cohort: Cohort, held_out: bool, store: Packed, rows: dict[str, int]) -
 
 def _name(settings: Classification) -> str:
     """The folder of one preparation: whatever changes a row changes this."""
-    what = settings.model_dump(mode="json", include={"name", "size", "percentiles", "window"})
+    what = settings.model_dump(mode="json", include={"name", "size", "percentiles", "window", "zscore", "landmarks"})
     return digest(canonical([_VERSION, what]))[:16]
 
 
@@ -176,7 +184,7 @@ def _images(batch: list[tuple[bytes, int, int]], root: Path, task: Task) -> Iter
     """Each image as a row, or the reason why there is none."""
     for path, _, _ in batch:
         try:
-            image = task.prepare(read_image(root / os.fsdecode(path)))
+            image = task.prepare(Case(read_image(root / os.fsdecode(path)))).image
         except UnreadableFile as error:
             yield error.reason.value
         except DataError:

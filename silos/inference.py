@@ -27,6 +27,7 @@ from models.errors import ConfigError, DataError, Malformed, SpecMismatch
 from models.exchange.documents import Agreement
 from models.exchange.spec import load_vector
 from models.ledger.disk import create
+from models.tasks import Case
 from models.tasks.flat import FlatNetwork
 from silos.dicom.decode import read_image
 from silos.dicom.header import UnreadableFile
@@ -70,12 +71,12 @@ def network(bundle_root: str | Path, device: torch.device | str = "cpu") -> nn.M
 def preprocessing(bundle_root: str | Path) -> Callable[[Path], torch.Tensor]:
     """A function from a DICOM file to the network's input, `(1, h, w)` float32, as in training."""
     task = tasks.task(agreement(bundle_root).plan.task)
-    return lambda path: torch.from_numpy(task.prepare(read_image(path)))
+    return lambda path: torch.from_numpy(task.prepare(Case(read_image(path))).image)
 
 
 def postprocessing(bundle_root: str | Path) -> Callable[[torch.Tensor], torch.Tensor]:
     """A function from the network's outputs to the task's prediction."""
-    return tasks.task(agreement(bundle_root).plan.task).predict
+    return tasks.task(agreement(bundle_root).plan.task).probabilities
 
 
 def images(bundle_root: str | Path, dataset_dir: str | Path) -> list[Path]:

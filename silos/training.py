@@ -7,7 +7,7 @@ mu/2 * ||w - w0||^2. With mu = 0 nothing is added, so FedProx is then FedAvg to 
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -16,20 +16,19 @@ import torch
 
 from models.exchange.spec import Vector
 from models.plan import Training
-from models.tasks import Task
+from models.tasks import Case, Task
 from models.tasks.flat import FlatNetwork
 
 
-class Images(Protocol):
-    """Prepared images and their classes."""
+class Cases(Protocol):
+    """Prepared cases."""
 
-    @property
-    def targets(self) -> npt.NDArray[np.int64]:
-        """The class of each image, `(n,)` int64."""
+    def __len__(self) -> int:
+        """How many."""
         ...
 
-    def take(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """Copies of some images, `(len(rows), 1, h, w)` float32."""
+    def take(self, rows: npt.NDArray[np.int64]) -> Sequence[Case]:
+        """Some of them."""
         ...
 
 
@@ -49,7 +48,7 @@ def seed_for(*parts: object) -> int:
 def fit(
     network: FlatNetwork,
     task: Task,
-    data: Images,
+    data: Cases,
     training: Training,
     *,
     mu: float,
@@ -60,8 +59,8 @@ def fit(
 
     Args:
         network: Holds the base model; holds the trained one afterwards.
-        task: Gives loss and augmentation.
-        data: Training images; at least one.
+        task: Gives patches, augmentation and loss.
+        data: Training cases; at least one.
         training: Length, batch size and optimizer.
         mu: FedProx's pull towards the base model; 0 for none.
         seed: Decides order, augmentation and dropout.
@@ -74,19 +73,19 @@ def fit(
     base = network.weights.clone()
     chance = torch.Generator().manual_seed(seed)
     optimizer = _optimizer(network, training)
-    total = _steps(training, len(data.targets))
+    total = _steps(training, len(data))
     cuda = [device.index or 0] if device.type == "cuda" else []
     network.module.train()
     with torch.random.fork_rng(devices=cuda), _reproducible():
         torch.default_generator.manual_seed(seed)
         if cuda:
             torch.cuda.manual_seed(seed)
-        for step, rows in enumerate(_batches(len(data.targets), training.batch_size, total, chance), start=1):
-            images = task.augment(torch.from_numpy(data.take(rows)), chance)
+        for step, rows in enumerate(_batches(len(data), training.batch_size, total, chance), start=1):
+            inputs, targets = task.sample(data.take(rows), chance)
             network.zero_grad()
             with _precision(device, training):
-                logits = network.module(images.to(device))
-            loss = task.loss(logits.float(), torch.from_numpy(data.targets[rows]).to(device))
+                outputs = network.module(inputs.to(device))
+            loss = task.loss(outputs.float(), targets.to(device))
             loss.backward()  # type: ignore[no-untyped-call]
             add_pull(network, base, mu)
             optimizer.step()
@@ -109,31 +108,33 @@ def add_pull(network: FlatNetwork, base: torch.Tensor, mu: float) -> None:
 
 
 @torch.no_grad()
-def evaluate(network: FlatNetwork, task: Task, data: Images, batch_size: int = 64) -> dict[str, float]:
+def evaluate(
+    network: FlatNetwork, task: Task, data: Cases, batch_size: int = 64, wanted: Collection[str] | None = None
+) -> dict[str, float]:
     """Metrics of the network's present weights.
 
     Args:
         network: Holds the model; not changed.
-        task: Gives the metrics.
-        data: Held-out images; none gives no metrics.
-        batch_size: Images at a time; does not change the result's meaning, but may its last bits.
+        task: Gives the metrics; it judges cases as they come, and only what it keeps of them is held.
+        data: Held-out cases; none gives no metrics.
+        batch_size: Cases at a time; does not change the result's meaning, but may its last bits.
+        wanted: Metrics to work out; all that the task has if None.
 
     Returns:
-        Metrics by name; empty when there are no images.
+        Metrics by name; empty when there are no cases.
     """
-    count = len(data.targets)
+    count = len(data)
     if count == 0:
         return {}
-    device = network.weights.device
+    wanted = task.metrics if wanted is None else task.metrics.intersection(wanted)
     network.module.eval()
     with _reproducible():
-        logits = torch.cat(
-            [
-                network.module(torch.from_numpy(data.take(rows)).to(device)).float().cpu()
-                for rows in np.split(np.arange(count), range(batch_size, count, batch_size))
-            ]
-        )
-    return task.score(logits, torch.from_numpy(data.targets))
+        found = [
+            task.examine(network.module, data.take(rows), wanted)
+            for rows in np.split(np.arange(count), range(batch_size, count, batch_size))
+        ]
+    scores = task.score({name: torch.cat([part[name] for part in found]) for name in found[0]})
+    return {name: value for name, value in scores.items() if name in wanted}
 
 
 def _steps(training: Training, count: int) -> int:

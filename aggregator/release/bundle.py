@@ -19,7 +19,7 @@ import numpy as np
 from aggregator.exports.fact import text
 from aggregator.release.papers import Papers
 from models.errors import ConfigError
-from models.plan import Classification
+from models.plan import Classification, TaskSettings
 
 _SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 _VERSION = "1.0.0"  # a study closes with one model
@@ -103,7 +103,7 @@ def metadata(told: Papers) -> dict[str, Any]:
     }
 
 
-def data_format(task: Classification) -> dict[str, Any]:
+def data_format(task: TaskSettings) -> dict[str, Any]:
     """What goes into a task's network and what comes out, in the words of MONAI's specification.
 
     Raises:
@@ -142,9 +142,7 @@ def _classification(task: Classification) -> dict[str, Any]:
     }
 
 
-FORMATS: Mapping[str, Callable[[Classification], dict[str, Any]]] = MappingProxyType(
-    {"classification": _classification}
-)
+FORMATS: Mapping[str, Callable[[Any], dict[str, Any]]] = MappingProxyType({"classification": _classification})
 """By name of the task; a further kind of task is one function and one line here."""
 
 

@@ -1,31 +1,33 @@
-"""One label per 2-D image: the images' preparation, the loss and the scores.
+"""One label per image: the images' preparation, the loss and the scores.
 
     task = ClassificationTask(plan.task)
-    input = task.prepare(pixels)                # (H, W) in modality units -> (1, h, w) from 0 to 1
-    logits = network(batch)                     # (B, K)
-    task.score(logits, targets)                 # {"loss": 0.41, "accuracy": 0.83, "auc": 0.90}
+    case = task.prepare(Case(pixels))            # comparable intensities, the study's size
+    inputs, targets = task.sample([case], generator)
+    logits = network(inputs)                     # (B, K)
+    task.score({"logits": logits, "targets": targets})   # {"loss": 0.41, "accuracy": 0.83, "auc": 0.90}
 
 Preparation is the same for the same pixels, everywhere. Chance enters training only through a
 generator that the caller seeds.
 """
 
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from monai.metrics.rocauc import compute_roc_auc
 from monai.networks.layers.spatial_transforms import AffineTransform
-from monai.transforms.intensity.array import ScaleIntensityRange
-from monai.transforms.spatial.array import Resize
 from torch import nn
 from torch.nn.functional import cross_entropy, one_hot
 
 from models.errors import DataError, NotFinite
 from models.plan import Classification
-from models.tasks.networks import build_network
+from models.tasks.augmentation import Augmenter
+from models.tasks.case import Case
+from models.tasks.networks import CLASSIFIERS, build_network
+from models.tasks.preparation import about_the_middle, grid, normalise, resize
 
 _DEGREES = 10.0  # rotation of training images, either way
 _ZOOM = 0.1  # their enlargement or reduction, at most
@@ -44,55 +46,71 @@ class ClassificationTask:
     @property
     def metrics(self) -> frozenset[str]:
         """Every name that `score` can give."""
-        return frozenset({"loss", "accuracy", "auc"})
+        return self.settings.gives
 
     def build(self, seed: int) -> nn.Module:
-        """The study's network; see `build_network`."""
-        return build_network(self.settings, seed)
-
-    def prepare(self, image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Map an image to 0..1 and to the study's size.
-
-        Values beyond the percentiles or the window are clipped. If both percentiles are the same value
-        (a small structure on an empty ground), the image's extremes take their place; an image without
-        any contrast becomes zeros. Height and width are stretched independently: averaged over areas
-        where both shrink, else bilinear.
-
-        Args:
-            image: `(H, W)` float32 in modality units.
-
-        Returns:
-            `(1, h, w)` float32 from 0 to 1.
+        """The study's network; see `build_network`.
 
         Raises:
-            DataError: The image holds NaN or infinity.
+            ConfigError: The network or an augmentation cannot be made as the study asks for it.
         """
-        if not np.isfinite(image).all():
-            raise DataError("an image holds NaN or infinity", "look at its rescale slope and intercept")
-        low, high = self._range(image)
-        if low == high:
-            return np.zeros((1, *self.settings.size), np.float32)
-        scale = ScaleIntensityRange(low, high, 0.0, 1.0, clip=True)
-        shrinks = all(new <= old for new, old in zip(self.settings.size, image.shape, strict=True))
-        resized = self._resize(torch.as_tensor(scale(image[None])), mode="area" if shrinks else "bilinear")
-        # Interpolation may round past 1.
-        return cast("npt.NDArray[np.float32]", resized.numpy().clip(0, 1))
+        _ = self._listed
+        settings = self.settings
+        return build_network(settings.network, CLASSIFIERS, settings.size, len(settings.classes), seed, "task.size")
+
+    def prepare(self, case: Case) -> Case:
+        """Make intensities comparable and bring an image to the study's size.
+
+        Of a 2-D image, height and width are stretched independently: averaged over areas where both shrink,
+        else bilinear. A volume is brought to the study's spacing; then the voxels about its middle are taken,
+        with zeros where it ends.
+
+        Args:
+            case: As decoded: `(H, W)`, or `(X, Y, Z)` with its spacing.
+
+        Raises:
+            DataError: The image holds NaN or infinity, has other axes than the study, or no known spacing.
+        """
+        image, settings = case.image, self.settings
+        if image.ndim != settings.dimensions:
+            raise DataError(f"an image has {image.ndim} axes, the study {settings.dimensions}")
+        shape, spacing = (
+            grid(image.shape, case.spacing, settings.spacing) if settings.spacing else (settings.size, None)
+        )
+        scaled = resize(normalise(image, settings), shape)
+        if settings.percentiles or settings.window:
+            scaled = scaled.clip(0, 1)  # interpolation may round past 1
+        if settings.dimensions == 3:
+            scaled = about_the_middle(scaled, settings.size)
+        return replace(case, image=scaled[None], spacing=spacing)
+
+    def sample(self, cases: Sequence[Case], generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """The images and labels of some cases, varied if the study says so.
+
+        Args:
+            cases: Prepared, with their labels.
+            generator: The only source of chance.
+
+        Returns:
+            Images `(B, 1, *size)` float32 and labels `(B,)` int64.
+        """
+        return self.augment(_images(cases), generator), _labels(cases)
 
     def augment(self, batch: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Mirror, turn and zoom each training image, if the study says so.
+        """Vary training images as the study says: by its list of transforms, or by the usual ones of 2-D images.
 
-        Left and right change places in half of the images; each is turned by up to 10 degrees either
+        The usual ones: left and right change places in half of the images; each is turned by up to 10 degrees either
         way and scaled by up to 10 % either way, about its centre. Edges are repeated outwards.
 
         Args:
-            batch: `(B, 1, h, w)` float32.
-            generator: The only source of chance; it advances by three numbers an image.
+            batch: `(B, 1, *size)` float32.
+            generator: The only source of chance; the usual ones advance it by three numbers an image.
 
         Returns:
             As `batch`; the same tensor if the study does not augment.
         """
-        if not self.settings.augment:
-            return batch
+        if self.settings.augment is not True:
+            return self._listed(batch, None, generator)[0]
         # MONAI's random transforms go image by image and draw from numpy; its batched resampler with
         # matrices from the caller's generator does the batch at once and can be repeated.
         draws = torch.rand(len(batch), 3, generator=generator, device=generator.device).to(batch.device)
@@ -110,16 +128,30 @@ class ClassificationTask:
         """Mean cross entropy in nats, a scalar; logits `(B, K)` float, targets `(B,)` int64."""
         return cross_entropy(logits, targets)
 
-    def predict(self, logits: torch.Tensor) -> torch.Tensor:
+    def probabilities(self, outputs: torch.Tensor) -> torch.Tensor:
         """The probability of each class, `(B, K)` from 0 to 1 and adding up to 1; logits `(B, K)` float."""
-        return logits.softmax(1)
+        return outputs.softmax(1)
 
-    def score(self, logits: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
+    @torch.no_grad()
+    def examine(self, network: nn.Module, cases: Sequence[Case], wanted: Collection[str]) -> dict[str, torch.Tensor]:
+        """What the network says of some cases, and what they are.
+
+        Args:
+            network: In evaluation mode.
+            cases: Prepared, with their labels.
+            wanted: Taken as all; they cost nothing.
+
+        Returns:
+            "logits" `(B, K)` float32 and "targets" `(B,)` int64.
+        """
+        device = next(network.parameters()).device
+        return {"logits": network(_images(cases).to(device)).float().cpu(), "targets": _labels(cases)}
+
+    def score(self, findings: dict[str, torch.Tensor]) -> dict[str, float]:
         """Score a set of images.
 
         Args:
-            logits: `(N, K)` float.
-            targets: `(N,)` int64 from 0 to K - 1.
+            findings: "logits" `(N, K)` float and "targets" `(N,)` int64 from 0 to K - 1.
 
         Returns:
             "loss" (mean cross entropy, nats), "accuracy" (0..1) and "auc" (area under the ROC curve: of
@@ -129,6 +161,7 @@ class ClassificationTask:
         Raises:
             NotFinite: A logit is NaN or infinite.
         """
+        logits, targets = findings["logits"], findings["targets"]
         if len(targets) == 0:
             return {}
         if not logits.isfinite().all():
@@ -143,24 +176,22 @@ class ClassificationTask:
             scores["auc"] = float(cast(float, compute_roc_auc(*_against_the_rest(logits, truth))))
         return scores
 
-    def _range(self, image: npt.NDArray[np.float32]) -> tuple[float, float]:
-        """The values that become 0 and 1."""
-        if self.settings.window:
-            centre, width = self.settings.window
-            return centre - width / 2, centre + width / 2
-        # numpy partitions where MONAI's ScaleIntensityRangePercentiles sorts: 20 times as fast, same values.
-        low, high = np.percentile(image, self.settings.percentiles or (0, 100))
-        if low == high:
-            low, high = image.min(), image.max()
-        return float(low), float(high)
-
     @cached_property
-    def _resize(self) -> Resize:
-        return Resize(self.settings.size)
+    def _listed(self) -> Augmenter:
+        listed = [] if isinstance(self.settings.augment, bool) else self.settings.augment
+        return Augmenter(listed, self.settings.dimensions)
 
     @cached_property
     def _resample(self) -> AffineTransform:
         return AffineTransform(normalized=True, reverse_indexing=False, align_corners=False, padding_mode="border")
+
+
+def _images(cases: Sequence[Case]) -> torch.Tensor:
+    return torch.from_numpy(np.stack([case.image for case in cases]))
+
+
+def _labels(cases: Sequence[Case]) -> torch.Tensor:
+    return torch.tensor([case.label for case in cases], dtype=torch.int64)
 
 
 def _against_the_rest(logits: torch.Tensor, truth: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

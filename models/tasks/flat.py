@@ -15,7 +15,16 @@ copy; training itself is that of the plain network, to the bit.
 
 Integer buffers are no part of it. The only common one, BatchNorm's batch counter, would tell how
 many images a hospital has.
+
+A study may keep a part of the network in each hospital (FedBN: its normalisation layers). That part is a
+vector of its own, `local`: it trains with the rest, and neither `weights` nor `spec` nor `load` knows of it.
+
+    flat = FlatNetwork(module, local=norm_state(module))
+    flat.load(base)                             # what travels
+    flat.load_local(kept)                       # what stayed; None for the network as it was built
 """
+
+from collections.abc import Collection
 
 import numpy as np
 import numpy.typing as npt
@@ -35,13 +44,16 @@ class FlatNetwork:
     Args:
         module: The network; all its floating state float32, no two names sharing memory.
         device: Where it is to live; it is moved there first.
+        local: Names of the state that stays in the hospital.
 
     Attributes:
         module: The same module.
-        spec: Names and shapes of the vector's parts, sorted by name.
+        spec: Names and shapes of the vector's parts, sorted by name; of what travels.
         weights: `(spec.size,)` float32; parameters and saved floating buffers.
         gradient: `(spec.size,)` float32 in the same layout; the gradients of the trainable
             parameters, and zero for all else.
+        local_spec: Names and shapes of what stays.
+        local: `(local_spec.size,)` float32; what stays.
 
     Raises:
         SpecMismatch: State that is not float32, or tied parameters.
@@ -51,23 +63,32 @@ class FlatNetwork:
     spec: Spec
     weights: torch.Tensor
     gradient: torch.Tensor
+    local_spec: Spec
+    local: torch.Tensor
 
-    def __init__(self, module: nn.Module, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, module: nn.Module, device: torch.device | str = "cpu", local: Collection[str] = frozenset()
+    ) -> None:
         self.module = module.to(device)
         state = floating_state(module)
-        self.spec = Spec.of({name: tensor.shape for name, tensor in state.items()})
-        self.weights = torch.zeros(self.spec.size, device=device)
-        self.gradient = torch.zeros_like(self.weights)
+        self.spec = Spec.of({name: tensor.shape for name, tensor in state.items() if name not in local})
+        self.local_spec = Spec.of({name: tensor.shape for name, tensor in state.items() if name in local})
+        size = self.spec.size
+        everything = torch.zeros(size + self.local_spec.size, device=device)
+        self._gradients = torch.zeros_like(everything)
+        self.weights, self.local = everything[:size], everything[size:]
+        self.gradient = self._gradients[:size]
         start = 0
-        for tensor in state.values():
-            window = slice(start, start + tensor.numel())
-            self.weights[window].copy_(tensor.detach().reshape(-1))
-            tensor.data = self.weights[window].view(tensor.shape)
+        for part in (*self.spec.tensors, *self.local_spec.tensors):
+            tensor, window = state[part.name], slice(start, start + part.size)
+            everything[window].copy_(tensor.detach().reshape(-1))
+            tensor.data = everything[window].view(tensor.shape)
             if tensor.requires_grad:
-                tensor.grad = self.gradient[window].view(tensor.shape)
+                tensor.grad = self._gradients[window].view(tensor.shape)
             start = window.stop
         others = (tensor for name, tensor in module.state_dict().items() if name not in state)
         self._counters = [(tensor, tensor.clone()) for tensor in others]
+        self._initial_local = self.local.clone()
 
     def load(self, vector: torch.Tensor | npt.NDArray[np.float32]) -> None:
         """Copy a model in, and set integer buffers back to what they were when the network was built.
@@ -78,21 +99,35 @@ class FlatNetwork:
         Raises:
             SpecMismatch: Another length, dimension or dtype.
         """
-        if vector.dtype not in (torch.float32, np.dtype("=f4")) or tuple(vector.shape) != (self.spec.size,):
-            raise SpecMismatch(
-                f"a model of shape {tuple(vector.shape)} and {vector.dtype} is not the network's "
-                f"({self.spec.size},) float32",
-                "load a model of the same study and network",
-            )
-        if isinstance(vector, np.ndarray):
-            vector = torch.from_numpy(np.require(vector, requirements=["C", "W"]))
-        self.weights.copy_(vector)
+        self.weights.copy_(_fitting(vector, self.spec.size))
         for counter, initial in self._counters:
             counter.copy_(initial)
 
+    def load_local(self, vector: torch.Tensor | npt.NDArray[np.float32] | None) -> None:
+        """Copy in what stayed in the hospital.
+
+        Args:
+            vector: `(local_spec.size,)` float32; None for the network as it was built.
+
+        Raises:
+            SpecMismatch: Another length, dimension or dtype.
+        """
+        self.local.copy_(self._initial_local if vector is None else _fitting(vector, self.local_spec.size))
+
     def zero_grad(self) -> None:
         """Set every gradient to zero, in one operation."""
-        self.gradient.zero_()
+        self._gradients.zero_()
+
+
+def _fitting(vector: torch.Tensor | npt.NDArray[np.float32], size: int) -> torch.Tensor:
+    if vector.dtype not in (torch.float32, np.dtype("=f4")) or tuple(vector.shape) != (size,):
+        raise SpecMismatch(
+            f"a model of shape {tuple(vector.shape)} and {vector.dtype} is not the network's ({size},) float32",
+            "load a model of the same study and network",
+        )
+    if isinstance(vector, np.ndarray):
+        return torch.from_numpy(np.require(vector, requirements=["C", "W"]))
+    return vector
 
 
 def floating_state(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -17,7 +17,6 @@ from models.exchange.spec import Spec
 from models.ledger import Verifier
 from models.ledger.canonical import digest
 from models.plan import Plan
-from models.tasks.flat import FlatNetwork
 from silos import gate, privacy
 from silos.config import Policy, Site
 from silos.network.enrolment import invitation
@@ -73,12 +72,12 @@ def explain(site: Site, agreement: Agreement) -> list[Row]:
         ("who asks", f"{plan.coordinator}, key {_fingerprint(agreement.coordinator_key)}"),
         *known,
         ("task", f"{plan.task.name}: {', '.join(plan.task.classes)}"),
-        ("images", f"{', '.join(plan.task.modality)}; {plan.task.size[0]} x {plan.task.size[1]} pixels"),
+        ("images", f"{', '.join(plan.task.modality)}; {plan.task.extent}"),
         ("network", _call(plan.task.network.name, plan.task.network.arguments)),
         ("rounds", f"{plan.rounds}"),
         ("work in each round", _work(plan)),
         ("learning", _learning(plan)),
-        ("combined by", _call(plan.strategy.name, {"mu": plan.strategy.mu} if plan.strategy.mu else {})),
+        ("combined by", _call(plan.strategy.name, plan.strategy.model_dump(exclude={"name"}, exclude_defaults=True))),
         ("leaves in each round", _update(policy, plan, spec)),
         *_measured(policy, plan),
         ("changed before it leaves", _filters(policy, plan)),
@@ -137,7 +136,7 @@ def _invitation(site: Site) -> Invitation | None:
 
 
 def _spec(plan: Plan) -> Spec:
-    return FlatNetwork(tasks.task(plan.task).build(plan.seed)).spec
+    return tasks.network(plan).spec
 
 
 def _nbytes(spec: Spec) -> int:

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
+import torch
 
 from models import tasks
-from models.errors import DataError
+from models.errors import ConfigError, DataError
 from models.plan import Classification, Plan
+from models.tasks import Case
 from silos import cohort, dataset
 from silos.cohort import Cohort
 from silos.config import Site
@@ -66,13 +68,14 @@ class Hospital:
         task = tasks.task(self.task(**changes))
         for held_out, side in ((False, found.train), (True, found.held_out)):
             cases = found.cohort.side(held_out)
-            rows = side.take(np.arange(len(cases)))
-            assert rows.shape == (len(cases), 1, *self.task(**changes).size)
-            assert rows.dtype == np.float32
-            for path, row in zip(cases["path"], rows, strict=True):
-                image = task.prepare(read_image(self.root / path))
-                assert np.abs(row - image).max() <= HALF_A_STEP * np.ptp(image)
-                assert row.tobytes() == unpacked(image).tobytes()
+            taken = side.take(np.arange(len(cases)))
+            for path, target, case in zip(cases["path"], cases["target"], taken, strict=True):
+                image = task.prepare(Case(read_image(self.root / path))).image
+                assert case.image.shape == (1, *self.task(**changes).size)
+                assert case.image.dtype == np.float32
+                assert np.abs(case.image - image).max() <= HALF_A_STEP * np.ptp(image)
+                assert case.image.tobytes() == unpacked(image).tobytes()
+                assert case.label == target
             assert side.targets.tolist() == cases["target"].tolist()
             assert side.targets.dtype == np.int64
 
@@ -124,16 +127,26 @@ def test_every_row_is_the_prepared_image_of_its_own_case(hospital: Hospital, cha
 
 def test_images_can_be_taken_in_any_order_and_more_than_once(hospital: Hospital) -> None:
     train = hospital.prepare().train
-    everything = train.take(np.arange(len(train.targets)))
+    everything = train.take(np.arange(len(train)))
     rows = np.array([7, 0, 7, 3])
-    np.testing.assert_array_equal(train.take(rows), everything[rows])
+    for row, case in zip(rows, train.take(rows), strict=True):
+        np.testing.assert_array_equal(case.image, everything[row].image)
+        assert case.label == everything[row].label
 
 
-def test_what_is_taken_is_a_copy_that_training_may_change(hospital: Hospital) -> None:
+def test_what_training_is_given_is_a_copy_that_it_may_change(hospital: Hospital) -> None:
     found = hospital.prepare()
     taken = found.train.take(np.arange(3))
-    taken[:] = -1
+    assert not taken[0].image.flags.writeable
+    inputs, _ = tasks.task(hospital.task()).sample(taken, torch.Generator())
+    inputs.fill_(-1)
     hospital.check(found)
+
+
+def test_images_for_another_kind_of_task_are_not_made_up(hospital: Hospital) -> None:
+    settings = hospital.task(dimensions=3, size=[8, 8, 8], spacing=[1, 1, 1])
+    with pytest.raises(ConfigError, match=r"task\.name: images for classification cannot be read yet"):
+        dataset.prepare(hospital.cohort(), hospital.root, hospital.cache, settings, tasks.task(settings))
 
 
 def test_a_cohort_without_cases_has_no_images(hospital: Hospital) -> None:
@@ -141,7 +154,7 @@ def test_a_cohort_without_cases_has_no_images(hospital: Hospital) -> None:
     nobody = everybody.without(dict.fromkeys(everybody.cases["path"], "gone"))
     found = hospital.prepare(nobody)
     assert (len(found.train.targets), len(found.held_out.targets)) == (0, 0)
-    assert found.train.take(np.arange(0)).shape == (0, 1, 16, 16)
+    assert found.train.take(np.arange(0)) == []
 
 
 # --- decoding once ------------------------------------------------------------------------------------

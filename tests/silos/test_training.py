@@ -14,7 +14,7 @@ from torch import nn
 
 from models import tasks
 from models.plan import Plan, Training
-from models.tasks import Task
+from models.tasks import Case, Task
 from models.tasks.flat import FlatNetwork
 from silos import training
 
@@ -39,9 +39,12 @@ class Toy:
             image[0, row : row + 6, column : column + 6] += 0.5 * target
         return cls(targets, images)
 
-    def take(self, rows: np.ndarray) -> np.ndarray:
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def take(self, rows: np.ndarray) -> list[Case]:
         self.taken.append(rows.tolist())
-        return self.images[rows]
+        return [Case(self.images[row], label=int(self.targets[row])) for row in rows]
 
     def reordered(self, order: np.ndarray) -> "Toy":
         return Toy(self.targets[order], self.images[order])

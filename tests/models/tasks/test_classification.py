@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 
 from models.errors import DataError, NotFinite
 from models.plan import Classification
-from models.tasks import Task, task
+from models.tasks import Case, Task, task
 from models.tasks.classification import ClassificationTask
 
 torch.set_num_threads(1)
@@ -28,6 +28,14 @@ def classification(classes: int = 2, **changes: Any) -> ClassificationTask:
         "network": {"name": "cnn"},
     }
     return ClassificationTask(Classification.parse(content | changes, source="test"))
+
+
+def prepared(image: np.ndarray, **changes: Any) -> np.ndarray:
+    return classification(**changes).prepare(Case(image)).image
+
+
+def scored(logits: torch.Tensor, targets: torch.Tensor, classes: int = 2) -> dict[str, float]:
+    return classification(classes).score({"logits": logits, "targets": targets})
 
 
 def area_by_pairs(scores: np.ndarray, positive: np.ndarray) -> float:
@@ -51,68 +59,66 @@ IMAGE = np.random.default_rng(1).normal(300, 200, (64, 48)).astype(np.float32)
 @pytest.mark.parametrize("normalisation", [{"percentiles": (1, 99)}, {"percentiles": None, "window": (300, 200)}])
 @pytest.mark.parametrize("size", [(24, 32), (128, 128), (64, 48), (96, 24)])
 def test_an_image_becomes_the_study_s_size_from_0_to_1(normalisation: dict[str, Any], size: tuple[int, int]) -> None:
-    prepare = classification(size=size, **normalisation).prepare
     before = IMAGE.copy()
-    prepared = prepare(IMAGE)
-    assert prepared.shape == (1, *size)
-    assert prepared.dtype == np.float32
-    assert type(prepared) is np.ndarray
-    assert 0 <= prepared.min() < 0.4 < 0.6 < prepared.max() <= 1
-    np.testing.assert_array_equal(prepare(IMAGE), prepared)
+    found = prepared(IMAGE, size=size, **normalisation)
+    assert found.shape == (1, *size)
+    assert found.dtype == np.float32
+    assert type(found) is np.ndarray
+    assert 0 <= found.min() < 0.4 < 0.6 < found.max() <= 1
+    np.testing.assert_array_equal(prepared(IMAGE, size=size, **normalisation), found)
     np.testing.assert_array_equal(IMAGE, before)
 
 
 def test_a_window_is_a_fixed_scale_in_modality_units() -> None:
-    prepare = classification(size=(8, 8), percentiles=None, window=(40, 400)).prepare
+    how = {"size": (8, 8), "percentiles": None, "window": (40, 400)}
     for value, expected in [(-1000, 0), (-160, 0), (40, 0.5), (140, 0.75), (240, 1), (3000, 1)]:
-        np.testing.assert_allclose(prepare(np.full((8, 8), value, np.float32)), expected, atol=1e-6)
+        np.testing.assert_allclose(prepared(np.full((8, 8), value, np.float32), **how), expected, atol=1e-6)
 
 
 def test_enlarging_does_not_round_past_the_range() -> None:
-    prepare = classification(size=(13, 13), percentiles=None, window=(40, 400)).prepare
-    assert prepare(np.full((5, 6), 3000, np.float32)).max() == 1
+    bright = np.full((5, 6), 3000, np.float32)
+    assert prepared(bright, size=(13, 13), percentiles=None, window=(40, 400)).max() == 1
 
 
 def test_percentiles_forget_scale_and_offset() -> None:
-    prepare = classification().prepare
-    np.testing.assert_allclose(prepare(IMAGE * 4 + 1000), prepare(IMAGE), atol=1e-4)
+    np.testing.assert_allclose(prepared(IMAGE * 4 + 1000), prepared(IMAGE), atol=1e-4)
 
 
 def test_percentiles_are_those_of_the_definition() -> None:
     image = np.arange(64, dtype=np.float32).reshape(8, 8)
     low, high = np.percentile(image, [10, 90])
     expected = np.clip((image - low) / (high - low), 0, 1)
-    prepared = classification(size=(8, 8), percentiles=(10, 90)).prepare(image)
-    np.testing.assert_allclose(prepared[0], expected, atol=1e-6)
+    found = prepared(image, size=(8, 8), percentiles=(10, 90))
+    np.testing.assert_allclose(found[0], expected, atol=1e-6)
 
 
 def test_shrinking_averages_so_that_no_pixel_is_lost() -> None:
     image = np.zeros((64, 64), np.float32)
     image[::8, ::8] = 1
-    prepared = classification(size=(8, 8), percentiles=None, window=(0.5, 1)).prepare(image)
-    np.testing.assert_allclose(prepared, 1 / 64, atol=1e-6)
+    found = prepared(image, size=(8, 8), percentiles=None, window=(0.5, 1))
+    np.testing.assert_allclose(found, 1 / 64, atol=1e-6)
 
 
 @pytest.mark.parametrize("value", [0, -1024, 3.5e37])
 @pytest.mark.parametrize("normalisation", [{}, {"percentiles": None, "window": (40, 400)}])
 def test_a_constant_image_stays_finite(value: float, normalisation: dict[str, Any]) -> None:
-    prepared = classification(**normalisation).prepare(np.full((16, 16), value, np.float32))
-    assert np.isfinite(prepared).all()
-    assert np.ptp(prepared) < 1e-6
+    found = prepared(np.full((16, 16), value, np.float32), **normalisation)
+    assert np.isfinite(found).all()
+    assert np.ptp(found) < 1e-6
 
 
 def test_a_small_structure_on_an_empty_ground_keeps_its_contrast() -> None:
     image = np.zeros((64, 64), np.float32)
     image[30, 30:33] = [100, 200, 400]
-    prepared = classification(size=(64, 64)).prepare(image)
-    np.testing.assert_allclose(prepared[0, 30, 29:34], [0, 0.25, 0.5, 1, 0], atol=1e-6)
+    found = prepared(image, size=(64, 64))
+    np.testing.assert_allclose(found[0, 30, 29:34], [0, 0.25, 0.5, 1, 0], atol=1e-6)
 
 
 @given(arrays(np.float32, (9, 7), elements=st.floats(-2000, 4000, width=32)))
 def test_whatever_the_pixels_the_input_is_from_0_to_1(image: np.ndarray) -> None:
-    prepared = classification(size=(12, 8)).prepare(image)
-    assert prepared.min() >= 0
-    assert prepared.max() <= 1
+    found = prepared(image, size=(12, 8))
+    assert found.min() >= 0
+    assert found.max() <= 1
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -120,7 +126,7 @@ def test_an_image_with_a_pixel_that_is_no_number_is_refused(bad: float) -> None:
     image = IMAGE.copy()
     image[3, 4] = bad
     with pytest.raises(DataError, match="NaN or infinity"):
-        classification().prepare(image)
+        prepared(image)
 
 
 # Augmentation
@@ -204,7 +210,7 @@ def test_the_area_of_two_classes_is_that_of_all_pairs_ties_included(
 ) -> None:
     table = np.array(rows)
     positive = table[:, 2].astype(bool)
-    scores = classification().score(torch.tensor(table[:, :2]).float(), torch.tensor(positive).long())
+    scores = scored(torch.tensor(table[:, :2]).float(), torch.tensor(positive).long())
     if positive.all() or not positive.any():
         assert set(scores) == {"loss", "accuracy"}
     else:
@@ -219,20 +225,20 @@ def test_the_area_of_more_classes_is_the_mean_of_one_against_the_rest(classes: i
     chances = np.exp(logits.astype(float))
     chances /= chances.sum(1, keepdims=True)
     expected = np.mean([area_by_pairs(chances[:, k], targets == k) for k in range(classes)])
-    scores = classification(classes).score(torch.from_numpy(logits), torch.from_numpy(targets))
+    scores = scored(torch.from_numpy(logits), torch.from_numpy(targets), classes)
     assert scores["auc"] == pytest.approx(expected, abs=1e-9)
 
 
 def test_confident_outputs_are_still_ranked() -> None:
     logits = torch.tensor([[0.0, 500.0], [0.0, 600.0], [0.0, 700.0]])
-    scores = classification().score(logits, torch.tensor([0, 1, 1]))
+    scores = scored(logits, torch.tensor([0, 1, 1]))
     assert scores["auc"] == 1
     assert scores["loss"] == pytest.approx(500 / 3)
 
 
 def test_scores_of_known_results() -> None:
     logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 3.0]], dtype=torch.bfloat16)
-    scores = classification().score(logits.requires_grad_(), torch.tensor([0, 1, 1, 1]))
+    scores = scored(logits.requires_grad_(), torch.tensor([0, 1, 1, 1]))
     expected = np.mean([np.log1p(np.exp(-2)), np.log1p(np.exp(-1)), np.log1p(np.exp(1)), np.log1p(np.exp(-3))])
     assert scores == {"loss": pytest.approx(expected), "accuracy": 0.75, "auc": 1.0}
     assert all(type(value) is float for value in scores.values())
@@ -240,18 +246,18 @@ def test_scores_of_known_results() -> None:
 
 @pytest.mark.parametrize(("classes", "targets"), [(2, [0, 0]), (2, [1, 1]), (3, [0, 1])])
 def test_there_is_no_area_when_a_class_does_not_occur(classes: int, targets: list[int]) -> None:
-    scores = classification(classes).score(torch.zeros(2, classes), torch.tensor(targets))
+    scores = scored(torch.zeros(2, classes), torch.tensor(targets), classes)
     assert set(scores) == {"loss", "accuracy"}
 
 
 def test_no_images_have_no_scores() -> None:
-    assert classification().score(torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64)) == {}
+    assert scored(torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64)) == {}
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_a_diverged_network_is_refused_rather_than_scored(bad: float) -> None:
     with pytest.raises(NotFinite):
-        classification().score(torch.tensor([[0.0, bad], [0.0, 0.0]]), torch.tensor([0, 1]))
+        scored(torch.tensor([[0.0, bad], [0.0, 0.0]]), torch.tensor([0, 1]))
 
 
 def test_the_small_network_learns_a_bright_spot_in_seconds() -> None:
@@ -273,5 +279,5 @@ def test_the_small_network_learns_a_bright_spot_in_seconds() -> None:
             fit(rows).backward()
             optimizer.step()
     with torch.no_grad():
-        scores = learner.score(network(batch[64:]), targets[64:])
+        scores = learner.score({"logits": network(batch[64:]), "targets": targets[64:]})
     assert scores["auc"] > 0.95

@@ -11,8 +11,8 @@ from torch.nn.functional import cross_entropy
 
 from models.errors import SpecMismatch
 from models.plan import Classification
+from models.tasks import task
 from models.tasks.flat import FlatNetwork
-from models.tasks.networks import build_network
 
 torch.set_num_threads(1)
 
@@ -34,7 +34,7 @@ NETWORKS: list[dict[str, object]] = [
 
 def network(choice: dict[str, object] = NETWORKS[1], seed: int = 3) -> nn.Module:
     settings = Classification.parse(SETTINGS.model_dump() | {"network": choice}, source="test")
-    return build_network(settings, seed)
+    return task(settings).build(seed)
 
 
 def batches(count: int = 6) -> list[tuple[torch.Tensor, torch.Tensor]]:

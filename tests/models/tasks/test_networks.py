@@ -12,11 +12,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from models.errors import ConfigError, SpecMismatch
 from models.plan import Classification
-from models.tasks import networks
-from models.tasks.networks import NETWORKS, build_network
+from models.tasks import classification
+from models.tasks.classification import ClassificationTask
+from models.tasks.networks import CLASSIFIERS
 
 torch.set_num_threads(1)
-each_network = pytest.mark.parametrize("name", sorted(NETWORKS))
+each_network = pytest.mark.parametrize("name", sorted(CLASSIFIERS))
 
 
 def settings(name: str, size: int = 64, **arguments: Any) -> Classification:
@@ -28,6 +29,10 @@ def settings(name: str, size: int = 64, **arguments: Any) -> Classification:
         percentiles=(1, 99),
         network={"name": name, "arguments": arguments},
     )
+
+
+def build_network(settings: Classification, seed: int) -> nn.Module:
+    return ClassificationTask(settings).build(seed)
 
 
 def state_bits(network: nn.Module) -> dict[str, bytes]:
@@ -161,7 +166,7 @@ def test_a_wrong_argument_is_named_with_those_that_would_do(name: str, argument:
 def test_an_image_size_that_a_network_cannot_take_is_refused_when_it_is_built(
     name: str, size: int, arguments: dict[str, Any]
 ) -> None:
-    with pytest.raises(ConfigError, match=rf"task\.size: {size} x {size} pixels are too few for {name}"):
+    with pytest.raises(ConfigError, match=rf"task\.size: {size} x {size} pixels do not fit {name}"):
         build_network(settings(name, size=size, **arguments), seed=1)
 
 
@@ -170,6 +175,7 @@ def test_the_smallest_size_is_enough_for_the_small_network() -> None:
 
 
 def test_a_network_of_another_precision_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(networks, "NETWORKS", {"double": lambda classes: nn.Linear(1, classes).double()})
+    builders = {"double": lambda dimensions, classes: nn.Linear(1, classes).double()}
+    monkeypatch.setattr(classification, "CLASSIFIERS", builders)
     with pytest.raises(SpecMismatch, match=r"bias: is torch\.float64"):
         build_network(settings("double"), seed=1)

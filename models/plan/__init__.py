@@ -10,51 +10,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from models.plan.imaging import Augmentation, Classification, Imaging, Landmarks, Segmentation
+from models.plan.task import AnyTask, MetricName, Named, Network, TaskSettings, Word, register
 from models.settings import ByteSize, Settings
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 """A study or a party: lower-case letters, digits and hyphens."""
-
-Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
-
-MetricName = Literal["loss", "auc", "accuracy"]
-
-
-class Network(Settings):
-    """A network by its registered name, with the arguments its constructor takes."""
-
-    name: Word
-    arguments: dict[str, bool | int | float | str | list[int] | list[float]] = {}
-
-
-class Classification(Settings):
-    """One label per 2-D image."""
-
-    name: Literal["classification"]
-    classes: Annotated[list[Word], Field(min_length=2)]
-    modality: Annotated[list[str], Field(min_length=1)]
-    size: tuple[Annotated[int, Field(ge=8, le=1024)], Annotated[int, Field(ge=8, le=1024)]]
-    percentiles: tuple[float, float] | None = None  # of each image, mapped to 0..1
-    window: tuple[float, float] | None = None  # centre and width in modality units, mapped to 0..1
-    augment: bool = False  # random flips, small rotations and zooms of training images
-    network: Network
-
-    @field_validator("classes")
-    @classmethod
-    def _distinct(cls, classes: list[str]) -> list[str]:
-        if len(set(classes)) != len(classes):
-            raise ValueError("must be distinct words")
-        return classes
-
-    @model_validator(mode="after")
-    def _one_normalisation(self) -> Self:
-        if (self.percentiles is None) == (self.window is None):
-            raise ValueError("give either percentiles or window")
-        if self.percentiles and not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
-            raise ValueError("percentiles must be two rising numbers from 0 to 100")
-        if self.window and not self.window[1] > 0:
-            raise ValueError("window must be a centre and a width above 0")
-        return self
 
 
 class Training(Settings):
@@ -86,10 +47,15 @@ class Strategy(Settings):
 
     `fedavg`: McMahan et al., AISTATS 2017 (arXiv 1602.05629). `fedprox`: Li et al., MLSys 2020
     (arXiv 1812.06127), which adds mu/2 * ||w - w0||^2 to each silo's loss; mu = 0 is FedAvg to the bit.
+
+    With `local_norm` each hospital keeps its normalisation layers, and only the rest of the network travels:
+    FedBN, Li et al., ICLR 2021 (arXiv 2102.07623).
     """
 
     name: Literal["fedavg", "fedprox"] = "fedavg"
     mu: Annotated[float, Field(ge=0, le=100)] = 0.0
+    # Left out where it is false: it came later than the first studies, whose digests stand.
+    local_norm: Annotated[bool, Field(exclude_if=lambda value: not value)] = False
 
     @model_validator(mode="after")
     def _mu_belongs_to_fedprox(self) -> Self:
@@ -113,7 +79,7 @@ class Plan(Settings):
     max_norm: Annotated[float, Field(gt=0)] = 100.0  # a longer update (L2) is refused as poisoned
     max_bytes: Annotated[ByteSize, Field(ge=1)] = 2 * 10**9  # a larger update is refused
     keep_updates: bool = False  # keep each silo's update after the round, for replay
-    task: Classification
+    task: AnyTask
     training: Training
     strategy: Strategy = Strategy()
 
@@ -123,3 +89,28 @@ class Plan(Settings):
         if not math.isfinite(value):
             raise ValueError("must be a finite number")
         return value
+
+    @model_validator(mode="after")
+    def _task_gives_the_metrics(self) -> Self:
+        if other := [name for name in self.metrics if name not in self.task.gives]:
+            raise ValueError(f"metrics: {self.task.name} gives {', '.join(sorted(self.task.gives))}, not {other[0]}")
+        return self
+
+
+__all__ = [
+    "Augmentation",
+    "Classification",
+    "Imaging",
+    "Landmarks",
+    "MetricName",
+    "Name",
+    "Named",
+    "Network",
+    "Plan",
+    "Segmentation",
+    "Strategy",
+    "TaskSettings",
+    "Training",
+    "Word",
+    "register",
+]

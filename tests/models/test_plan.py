@@ -1,0 +1,144 @@
+"""The plan: what a study may say of its task, and that earlier studies keep their identity."""
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models.errors import ConfigError
+from models.ledger.canonical import canonical, digest
+from models.plan import Classification, Plan, Segmentation, Strategy
+
+ROOT = Path(__file__).parents[2]
+
+SEGMENTATION: dict[str, Any] = {
+    "name": "segmentation",
+    "classes": ["oedema", "tumour"],
+    "modality": ["MR"],
+    "dimensions": 3,
+    "spacing": [1.0, 1.0, 2.5],
+    "patch": [96, 96, 32],
+    "zscore": "nonzero",
+    "overlap": 0.5,
+    "foreground": 0.7,
+    "augment": [{"name": "RandFlip", "arguments": {"prob": 0.5, "spatial_axis": 0}}],
+    "network": {"name": "unet"},
+}
+
+
+def plan(task: dict[str, Any], **changes: Any) -> Plan:
+    content = tomllib.loads((ROOT / "configs/study.toml").read_text()) | {"metrics": ["loss"], "task": task}
+    return Plan.parse(content | changes, source="study.toml")
+
+
+def classification(**changes: Any) -> dict[str, Any]:
+    given = tomllib.loads((ROOT / "configs/study.toml").read_text())["task"]
+    return {key: value for key, value in (given | changes).items() if value is not None}
+
+
+@pytest.mark.parametrize(
+    ("file", "identity"),
+    [
+        ("study.toml", "7ae989ed6d519c4904c57e56c9412826b117d315c40287d0acf5509075bf71ad"),
+        ("study-fedprox.toml", "1edfca63baed71b6241eef44413f32097534cdc63e3a606035aa498ea6c9b9c3"),
+    ],
+)
+def test_a_plan_of_version_0_1_has_the_digest_that_it_had_then(file: str, identity: str) -> None:
+    # Computed by version 0.1.0. If the shipped file was changed on purpose, compute it there anew.
+    found = Plan.load(ROOT / "configs" / file).model_dump(mode="json")
+    assert digest(canonical(found)) == identity
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        classification(),
+        classification(percentiles=None, zscore="all"),
+        classification(percentiles=None, landmarks={"percentiles": [1, 50, 99], "values": [0, 0.4, 1]}),
+        classification(dimensions=3, size=[32, 32, 16], spacing=[1, 1, 3], augment=[{"name": "RandFlip"}]),
+        SEGMENTATION,
+        SEGMENTATION | {"dimensions": 2, "patch": [64, 64], "spacing": [1, 1]},
+    ],
+)
+def test_a_plan_is_the_same_after_it_travelled(task: dict[str, Any]) -> None:
+    there = plan(task, strategy={"name": "fedavg", "local_norm": True})
+    text = canonical(there.model_dump(mode="json"))
+    back = Plan.model_validate_json(text, strict=True)
+    assert back == there
+    assert canonical(back.model_dump(mode="json")) == text
+    assert type(back.task) is type(there.task)
+
+
+def test_what_travels_is_read_strictly() -> None:
+    text = canonical(plan(SEGMENTATION).model_dump(mode="json")).replace(b'"overlap":0.5', b'"overlap":"0.5"')
+    with pytest.raises(ValueError, match=r"task\.overlap"):
+        Plan.model_validate_json(text, strict=True)
+
+
+def test_the_task_s_name_decides_its_keys() -> None:
+    assert type(plan(classification()).task) is Classification
+    found = plan(SEGMENTATION).task
+    assert isinstance(found, Segmentation)
+    assert (found.patch, found.patches, found.extent) == ((96, 96, 32), 1, "96 x 96 x 32 voxels of 1 x 1 x 2.5 mm")
+    assert plan(classification()).task.extent == "64 x 64 pixels"
+
+
+@pytest.mark.parametrize(
+    ("task", "says"),
+    [
+        (classification(name="regression"), r"task\.name: no such task is installed; known: classification, segm"),
+        ({}, r"task\.name: is required but missing"),
+        (classification(patch=[8, 8]), r"task\.patch: is not a known key"),
+        (classification(size=[64, 64, 64]), r"task: size must have 2 numbers \(dimensions = 2\)"),
+        (classification(dimensions=3, size=[64, 64, 64]), r"task: spacing is of volumes, which need it"),
+        (classification(spacing=[1, 1]), r"task: spacing is of volumes"),
+        (classification(dimensions=3, size=[8, 8, 8], spacing=[1, 1, 1]), r"augment = true is of 2-D images"),
+        (classification(zscore="all"), r"task: give either percentiles or window or zscore or landmarks"),
+        (classification(percentiles=None), r"task: give either percentiles or window or zscore or landmarks"),
+        (classification(landmarks={"percentiles": [1, 2], "values": [0]}), r"landmarks: give as many values"),
+        (classification(landmarks={"percentiles": [9, 2], "values": [0, 1]}), r"landmarks: percentiles and values"),
+        (SEGMENTATION | {"patch": [96, 96]}, r"task: patch must have 3 numbers"),
+        (SEGMENTATION | {"spacing": [1, 1]}, r"task: spacing must have 3 numbers"),
+        (SEGMENTATION | {"spacing": [0, 1, 1]}, r"task\.spacing\.0: must be at least 0\.05 \(got 0\)"),
+        (SEGMENTATION | {"patch": [512, 512, 512]}, r"patch must not have more than 16,777,216"),
+        (SEGMENTATION | {"classes": ["background", "tumour"]}, r"task: background is implied"),
+        (SEGMENTATION | {"classes": ["a", "a"]}, r"task\.classes: must be distinct words"),
+        (SEGMENTATION | {"overlap": 1}, r"task\.overlap: must be at most 0\.9"),
+        (SEGMENTATION | {"augment": [{"name": "os.system('rm')"}]}, r"task\.augment\.0\.name: "),
+        (SEGMENTATION | {"augment": [{"name": "RandFlip", "prob": 1}]}, r"task\.augment\.0\.prob: is not a known"),
+    ],
+)
+def test_a_wrong_task_is_answered_with_its_key(task: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says) as caught:
+        plan(task)
+    assert str(caught.value).startswith("study.toml: task")
+
+
+def test_a_plan_can_only_ask_for_metrics_that_its_task_gives() -> None:
+    with pytest.raises(ConfigError, match="segmentation gives dice, hausdorff95, loss, not auc"):
+        plan(SEGMENTATION, metrics=["loss", "auc"])
+    with pytest.raises(ConfigError, match="classification gives accuracy, auc, loss, not dice"):
+        plan(classification(), metrics=["dice"])
+    assert plan(SEGMENTATION, metrics=["dice", "hausdorff95"]).metrics == ["dice", "hausdorff95"]
+
+
+def test_a_strategy_says_of_local_norm_only_when_it_is_asked_for() -> None:
+    assert "local_norm" not in Strategy().model_dump(mode="json")
+    assert Strategy(local_norm=True).model_dump(mode="json")["local_norm"] is True
+
+
+def test_the_example_of_segmentation_explains_every_key_and_can_be_built() -> None:
+    from models import tasks
+    from models.tasks.augmentation import TRANSFORMS
+    from models.tasks.networks import SEGMENTERS
+
+    path = ROOT / "configs/study-segmentation.toml"
+    text = path.read_text()
+    assert {
+        key for key in Segmentation.model_fields if not re.search(rf"^(# )?\[*([a-z]+\.)?{key}\b", text, re.M)
+    } == set()
+    assert all(name in text for name in (*TRANSFORMS, *SEGMENTERS))
+    network = tasks.network(Plan.load(path))
+    assert 0 < network.local_spec.size < network.spec.size
