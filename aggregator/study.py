@@ -23,7 +23,7 @@ from models.errors import ConfigError, DigestMismatch, IntramuralError, Malforme
 from models.exchange.documents import Agreement
 from models.exchange.spec import Spec, Vector, load_vector, save_vector, vector_digest
 from models.ledger import Entry, Event, Ledger, Signer, Verifier
-from models.ledger.disk import create, publish, rename
+from models.ledger.disk import create, make_folder, publish, rename
 from models.plan import Plan
 
 
@@ -100,8 +100,7 @@ class Study:
             )
         draft = folder.with_name(f".{folder.name}.part")
         shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
-        (draft / "models").mkdir()
+        make_folder(draft / "models")
         if key is None:
             signer = Signer.create(draft / "aggregator.key", content.coordinator)
         else:
@@ -262,7 +261,7 @@ class Study:
     def save_update(self, round_: int, silo: str, vector: Vector) -> None:
         """Keep an update on disk until it is combined."""
         path = self.update_path(round_, silo)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         save_vector(path, self.spec, vector)
 
     def load_update(self, round_: int, silo: str, digest: str) -> Vector:

@@ -18,7 +18,7 @@ from models.console import Report
 from models.errors import ConfigError, NotFinite, SpecMismatch
 from models.exchange.documents import Agreement, Manifest, Order
 from models.exchange.spec import Vector, vector_digest
-from models.ledger import Signer
+from models.ledger import Signer, disk
 from models.plan import Plan
 from models.tasks import Task
 from models.tasks.flat import FlatNetwork
@@ -153,7 +153,7 @@ def load_signer(site: Site) -> Signer:
 def scan_site(site: Site, progress: Report | None = None) -> Scan:
     """Index the hospital's folder."""
     data = site.data
-    site.run.work.mkdir(parents=True, exist_ok=True, mode=0o700)
+    disk.make_folder(site.run.work, 0o700)
     return scan(
         data.root,
         site.run.work / "index.sqlite",

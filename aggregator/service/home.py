@@ -93,7 +93,7 @@ class Home:
         settings = ServiceSettings.parse(content | {"listen": listen}, source="the new service")
         draft = folder.with_name(f".{folder.name}.part")
         shutil.rmtree(draft, ignore_errors=True)
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        disk.make_folder(folder.parent)
         draft.mkdir(mode=0o700)
         try:
             _fill(draft, settings, names)

@@ -90,7 +90,7 @@ class Ledger:
                 raise LedgerError(
                     f"{folder}: exists already", "open it, or choose another folder; nothing is overwritten"
                 )
-            (draft / MANIFESTS).mkdir(parents=True)
+            disk.make_folder(draft / MANIFESTS)
             disk.publish(draft / LINES, record.line + b"\n")
             disk.publish(draft / CHECKPOINT, head.sign(signer).encode())
             disk.rename(draft, folder)

@@ -88,7 +88,7 @@ def revoke(site: Site, study: str) -> list[Approval]:
 def _decide(site: Site, studies: list[_Asked]) -> list[Approval]:
     signer = load_signer(site)
     folder = decisions.folder_of(site)
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    disk.make_folder(folder, 0o700)
     made = []
     for name, study, agreement in studies:
         time = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")

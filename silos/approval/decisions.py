@@ -15,7 +15,7 @@ from pydantic import Field
 
 from models.errors import BadSignature, Malformed
 from models.exchange.documents import Agreement, Digest, Document
-from models.ledger import Entry, Event, Ledger, Record, Signer, Verifier, read
+from models.ledger import Entry, Event, Ledger, Record, Signer, Verifier, disk, read
 from models.ledger.canonical import canonical, digest
 from models.plan import Name
 from silos.config import Site
@@ -169,7 +169,7 @@ def open_ledger(site: Site, signer: Signer) -> Ledger:
     folder = site.run.work / "ledger"
     policy = site.policy.model_dump(mode="json")
     if not folder.exists():
-        site.run.work.mkdir(parents=True, exist_ok=True, mode=0o700)
+        disk.make_folder(site.run.work, 0o700)
         return Ledger.create(folder, signer, {"policy": policy})
     ledger = Ledger.open(folder, signer)
     known = [record.body["policy"] for record in ledger.records if record.event in _POLICY]

@@ -83,7 +83,7 @@ def join(site: Site) -> Enrolment:
     files = node_files(site)
     try:
         for folder in (site.key.parent, site.run.work, files.node_key.parent):
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            disk.make_folder(folder, 0o700)
         before = read_enrolment(site)
         signer, node, client = _signer(site), _node_key(files), _client_key(files)
         request = _request(site, files, client, before)

@@ -75,3 +75,13 @@ def test_a_new_file_that_cannot_be_written_is_removed(
     with pytest.raises(OSError, match="Input/output error"):
         disk.create(tmp_path / "key", b"secret")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_on_the_disk_with_all_that_had_to_be_made_above_it(tmp_path: Path, calls: list[str]) -> None:
+    disk.make_folder(tmp_path / "new" / "inner", 0o700)
+    disk.make_folder(tmp_path / "new" / "inner", 0o700)
+    assert calls == ["fsync"] * 2
+    assert (tmp_path / "new" / "inner").stat().st_mode & 0o777 == 0o700
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        disk.make_folder(tmp_path / "file" / "inner")

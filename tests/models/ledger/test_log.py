@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ import pytest
 import models
 from models.errors import (
     BadSignature,
-    IntramuralError,
     LedgerError,
     Locked,
     Malformed,
@@ -144,13 +143,17 @@ def test_several_entries_are_one_write_and_one_sync(tmp_path: Path, monkeypatch:
 
 
 def test_a_line_is_on_the_disk_before_the_head_that_covers_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names: list[str] = []
+    for name in ("write", "fdatasync", "fsync", "rename"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *args, name=name, real=real: (names.append(name), real(*args))[1])
     with Ledger.create(tmp_path / "ledger", NORTH) as ledger:
-        faulty = Faulty(monkeypatch, -1, "")
+        names.clear()
         ledger.append(entry(0))
-        assert faulty.names == ["write", "fdatasync", "write", "fsync", "rename", "fsync"]
-        faulty.names.clear()
+        assert names == ["write", "fdatasync", "write", "fsync", "rename", "fsync"]
+        names.clear()
         ledger.store(b"{}")
-        assert faulty.names == ["write", "fsync", "rename", "fsync"]
+        assert names == ["write", "fsync", "rename", "fsync"]
 
 
 def test_old_heads_are_proven_to_be_the_past_of_new_ones(tmp_path: Path) -> None:
@@ -508,117 +511,7 @@ def test_a_writer_killed_at_any_moment_loses_nothing_that_it_acknowledged(folder
         assert len(found) >= told[-1]
 
 
-# Faults
-
-
-class Killed(BaseException):
-    """The process dies here."""
-
-
-class Faulty:
-    """Lets the n-th call of the system that touches the disk go wrong."""
-
-    CALLS = ("write", "fdatasync", "fsync", "rename", "ftruncate")
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, at: int, how: str) -> None:
-        self.at, self.how, self.count, self.name = at, how, 0, ""
-        self.names: list[str] = []
-        for name in self.CALLS:
-            monkeypatch.setattr(os, name, self._wrap(name, getattr(os, name)))
-
-    def _wrap(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any) -> Any:
-            self.count += 1
-            self.names.append(name)
-            if self.count == self.at:
-                self.name = name
-            if self.count != self.at:
-                # No machine dies in this test, so a sync has nothing to show for its time.
-                return None if "sync" in name else real(*args)
-            if self.how == "short" and name == "write":
-                return real(args[0], args[1][: len(args[1]) // 2])
-            if self.how == "killed after":
-                real(*args)
-                raise Killed
-            if self.how == "killed half-way" and name == "write":
-                real(args[0], args[1][: len(args[1]) // 2])
-            if self.how.startswith("killed"):
-                raise Killed
-            code = errno.ENOSPC if self.how == "ENOSPC" else errno.EIO
-            raise OSError(code, os.strerror(code))
-
-        return call
-
-
-HOW = ["EIO", "ENOSPC", "short", "killed before", "killed half-way", "killed after"]
-
-
-def acknowledged(folder: Path, start: int) -> Iterator[int]:
-    """Write, and yield after each acknowledgement how many lines are promised by then."""
-    ledger = Ledger.open(folder, NORTH) if folder.exists() else Ledger.create(folder, NORTH)
-    try:
-        yield start
-        name = ledger.store(b'{"tensors":[]}')
-        ledger.append(entry(start))
-        yield start + 1
-        assert ledger.manifest(name)
-        ledger.append(entry(start + 1), entry(start + 2))
-        yield start + 3
-    finally:
-        ledger.close()
-
-
-def run(folder: Path, start: int) -> tuple[int, BaseException | None]:
-    promised = 0
-    try:
-        for count in acknowledged(folder, start):
-            promised = count
-    except (Killed, IntramuralError) as error:
-        return promised, error
-    return promised, None
-
-
-def crashed(folder: Path) -> None:
-    """A ledger of two lines, a third that is not signed and half a fourth."""
-    make(folder, 1)
-    older = (folder / "checkpoint").read_bytes()
-    with Ledger.open(folder, NORTH) as ledger:
-        ledger.append(entry(1), entry(2))
-    replace(folder / "checkpoint", older)
-    replace(folder / "ledger.jsonl", (folder / "ledger.jsonl").read_bytes()[:-40])
-
-
-@pytest.mark.parametrize("how", HOW)
-@pytest.mark.parametrize(("before", "start"), [("nothing", 0), ("a crash", 2)])
-def test_no_fault_of_the_disk_loses_an_acknowledged_line(tmp_path: Path, how: str, before: str, start: int) -> None:
-    template = tmp_path / "template"
-    if before == "a crash":
-        crashed(template)
-    for at in range(1, 1000):
-        folder = tmp_path / str(at)
-        if template.exists():
-            shutil.copytree(template, folder)
-        with pytest.MonkeyPatch.context() as patch:
-            faulty = Faulty(patch, at, how)
-            promised, error = run(folder, start)
-        if error is None:
-            assert promised == start + 3
-            if faulty.count < at:
-                break  # every call has failed once
-            assert how == "short", f"{how} at call {at} ({faulty.name}) went unnoticed"
-        else:
-            kind = Killed if how.startswith("killed") else NotAppended
-            assert how.startswith("killed") or not list(tmp_path.glob(".*")), "half a ledger was left behind"
-            assert isinstance(error, kind), f"{how} at call {at} ({faulty.name}) gave {error!r}"
-        again = Ledger.open(folder, NORTH) if folder.exists() else Ledger.create(folder, NORTH)
-        with again:
-            found = numbers(again.records)
-            assert found == list(range(len(found)))
-            assert len(found) >= promised
-            again.append(entry(len(found)))
-        opened = read(folder, NORTH.verifier)
-        assert (len(opened.records), opened.unsigned, opened.incomplete) == (len(found) + 2, 0, False)
-    assert at > 20
+# Faults; test_crash.py has all of them
 
 
 @pytest.mark.parametrize("name", ["write", "fdatasync", "fsync", "rename"])
