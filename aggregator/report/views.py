@@ -11,7 +11,7 @@ from typing import Any
 
 from aggregator.exports.fact import Fact, filters, text
 from aggregator.report.account import Account, Study
-from aggregator.report.page import Blank, Cell, Item, Section, Table
+from models.page import Blank, Cell, Item, Section, Table
 
 _FIELDS = ("asked for by", "what", "answer")
 _Row = Sequence[Cell]
