@@ -32,9 +32,14 @@ from models.ledger import Entry, Event
 
 log = logging.getLogger("intramural.aggregator")
 
-Visit = Literal["train", "evaluate", "close"]
+Visit = Literal["survey", "train", "evaluate", "close"]
 
-_MESSAGE_TYPE = {"train": MessageType.TRAIN, "evaluate": MessageType.EVALUATE, "close": MessageType.QUERY}
+_MESSAGE_TYPE = {
+    "survey": MessageType.QUERY,
+    "train": MessageType.TRAIN,
+    "evaluate": MessageType.EVALUATE,
+    "close": MessageType.QUERY,
+}
 _POLL = (0.2, 2.0)  # seconds between two looks for replies, at first and at most
 _PATIENCE = 20  # a look for replies is due when a twentieth of the time waited so far has passed
 _GATHER = 10.0  # seconds that a run's first round waits for hospitals that are still connecting
@@ -81,6 +86,25 @@ def run(study: Study, grid: StudyGrid, on_round: Callable[[History], None] | Non
     history = read_history(study.ledger.records, plan)
     write_metrics(study.folder / "metrics.jsonl", history)
     return Outcome(study.digest, study.model_path(position.model), position.digest, history)
+
+
+def survey(study: Study, grid: StudyGrid) -> None:
+    """Ask every hospital that has not said it yet what it could train on; the answers are in the ledger.
+
+    Args:
+        study: Open for work, and not over.
+        grid: Its hospitals.
+
+    Raises:
+        ConfigError: The study is over, there are fewer silos than `min_silos`, or one has another key.
+        LedgerError: The ledger cannot be written; nothing was sent after that.
+    """
+    if study.position.closed:
+        raise ConfigError(f"{study.folder}: the study is over", "survey the hospitals for a new study")
+    run = _Run(study, grid)
+    said = {r.body["statement"]["src"] for r in study.ledger.records if r.event == Event.SURVEY_RECEIVED}
+    there = run.wait_for(len(run.channels), _GATHER)
+    run.visit("survey", 0, study.position, [node for node in there if run.name(node) not in said])
 
 
 class _Run:
@@ -210,7 +234,7 @@ class _Run:
         """Send an order to each node; what is waited for, by Flower's number of the message."""
         order = Order(agreement=self.study.agreement, round=round_, visit=visit, base=position.digest)
         array = model = None
-        if visit != "close":
+        if visit in ("train", "evaluate"):
             array = wire.pack_vector(self.study.load_model(position.model, position.digest))
             model = wire.unpack_vector(array, self.study.spec.size)  # a view: one model is in memory, not two
         waiting: dict[str, tuple[int, Asked]] = {}

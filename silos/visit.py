@@ -1,8 +1,8 @@
 """The straight line from a DICOM folder to what may leave: index, cohort, images, training, gate.
 
 `set_up` makes a study's network and data ready, once; `visit` evaluates the model that came, trains it and
-hands the difference to the gate; `preview` does both for a study that nobody has sent yet. Nothing here
-sends, and nothing is written but the index and the image cache.
+hands the difference to the gate; `preview` does both for a study that nobody has sent yet; `survey` tells what
+could be trained on. Nothing here sends, and nothing is written but the index and the image cache.
 """
 
 import importlib.metadata
@@ -16,13 +16,13 @@ import torch
 from models import tasks
 from models.console import Report
 from models.errors import ConfigError, NotFinite, SpecMismatch
-from models.exchange.documents import Agreement, Manifest, Order
+from models.exchange.documents import Agreement, Manifest, Order, Survey
 from models.exchange.spec import Vector, vector_digest
 from models.ledger import Signer
 from models.plan import Plan
 from models.tasks import Task
 from models.tasks.flat import FlatNetwork
-from silos import cohort, dataset, gate, training
+from silos import cohort, dataset, gate, tally, training
 from silos.cohort import Cohort
 from silos.config import Site
 from silos.dataset import Dataset
@@ -136,6 +136,29 @@ def preview(site: Site, plan: Plan, progress: Report | None = None) -> Manifest:
     return visit(site, signer, set_up(site, agreement, progress), order, model, 0, progress).manifest
 
 
+def survey(site: Site, plan: Plan, said: Survey | None = None, progress: Report | None = None) -> Survey:
+    """What may be told of this hospital's images before a study starts; from headers and labels alone.
+
+    Args:
+        site: The hospital.
+        plan: The study.
+        said: What was told of this study before; it is told again as it was.
+        progress: Told how long work goes on.
+
+    Raises:
+        PolicyError: The policy forbids it.
+        ConfigError: The label table is wrong.
+        DataError: The data cannot be used.
+    """
+    gate.require_survey(site.policy, said)
+    if said is not None:
+        return said
+    found = scan_site(site, progress)
+    matched = match_cohort(site, found, plan)
+    images = tally.labelled(found.instances, matched)
+    return gate.survey(site.policy, tally.totals(images), tally.tables(images, matched.classes))
+
+
 def load_signer(site: Site) -> Signer:
     """The hospital's key.
 
@@ -166,7 +189,20 @@ def scan_site(site: Site, progress: Report | None = None) -> Scan:
 
 def load_cohort(site: Site, plan: Plan, progress: Report | None = None) -> Cohort:
     """The cases of one study in this hospital, from headers and labels; no pixel is read."""
-    found = scan_site(site, progress)
+    return match_cohort(site, scan_site(site, progress), plan)
+
+
+def match_cohort(site: Site, found: Scan, plan: Plan | None) -> Cohort:
+    """The cases among scanned images.
+
+    Args:
+        site: The hospital.
+        found: Its scan.
+        plan: The study; without one, the site's own label words stand for the classes.
+    """
+    if plan is None:
+        own = sorted({word for word in site.data.labels.words.values() if word})
+        return cohort.match(found.instances, site.data, own, found.left_out)
     instances = found.instances[found.instances["Modality"].isin(plan.task.modality)]
     left_out = dict(found.left_out)
     if other := len(found.instances) - len(instances):

@@ -205,11 +205,13 @@ def _what(fact: Fact) -> tuple[Cell, ...]:
 
 
 def _told(fact: Fact) -> str:
-    """Metrics, on how many images; or the code of a refusal; and whether the receiver used it."""
+    """Metrics, on how many images; a survey's fields; or the code of a refusal; and whether the receiver used it."""
     short = in_short(fact.manifest) if fact.manifest else {}
     said = [f"{short['metrics']} on {short.get('evaluated', 'an untold number')}"] if "metrics" in short else []
     if "withheld" in short:
         said.append(f"withheld: {short['withheld']}")
+    if fact.survey:
+        said.append(f"in bands: {', '.join(fact.survey.fields)}")
     if fact.code:
         said.append(f"{'refused' if fact.statement.get('kind') == 'refusal' else 'not used'}: {fact.code}")
     return "; ".join(said) or "-"
