@@ -4,13 +4,11 @@ agreement, answers = read_surveys(folder)
 answers["north"]        # a Survey, or the code for which there is none
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import get_args
 
 from aggregator.history import read_study
-from models.exchange.documents import Agreement, Band, Survey
-from models.exchange.survey import CELLS, TableName, Total
+from models.exchange.documents import Agreement, Survey
 from models.ledger import Event, Verifier, read
 
 _NONE = {Event.REFUSAL_RECEIVED, Event.REPLY_REJECTED, Event.SILO_SILENT}
@@ -41,23 +39,14 @@ def read_surveys(folder: Path) -> tuple[Agreement, dict[str, Survey | str]]:
     return agreement, dict(sorted(found.items()))
 
 
-def rows(agreement: Agreement, answers: Mapping[str, Survey | str]) -> Iterator[Sequence[str]]:
-    """The answers side by side: what is counted, the cell, and each hospital's band, "hidden", or nothing."""
-    surveys = [answer if isinstance(answer, Survey) else Survey(least=1) for answer in answers.values()]
-    for total in get_args(Total):
-        if any(total in survey.totals for survey in surveys):
-            yield total, "", *(in_words(survey.totals.get(total)) for survey in surveys)
-    for name in get_args(TableName):
-        for cell in CELLS.get(name, agreement.plan.task.classes):
-            told = [survey.tables.get(name, {}) for survey in surveys]
-            if any(cells.get(cell) for cells in told):
-                yield f"patients by {name.replace('_', ' ')}", cell, *(_cell(cells, cell) for cells in told)
+def rows(agreement: Agreement, answers: Mapping[str, Survey | str]) -> list[Sequence[str]]:
+    """The answers side by side: what is counted, the cell, and each hospital's band, "hidden", or nothing.
 
-
-def in_words(band: Band | None) -> str:
-    """A band as people write it; nothing if there is none."""
-    return f"{band.low}-{band.high}" if band else ""
-
-
-def _cell(cells: Mapping[str, Band | None], cell: str) -> str:
-    return in_words(cells[cell]) or "hidden" if cell in cells else ""
+    A cell that no hospital tells is left out.
+    """
+    lines = [
+        answer.lines(agreement.plan.task.classes) if isinstance(answer, Survey) else {} for answer in answers.values()
+    ]
+    keys = dict.fromkeys(key for each in lines for key in each)
+    table = [(*key, *(each.get(key, "") for each in lines)) for key in keys]
+    return [row for row in table if set(row[2:]) - {"hidden", ""}]

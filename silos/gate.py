@@ -262,12 +262,10 @@ def survey(policy: Policy, totals: Mapping[Total, int], tables: Mapping[TableNam
     """
     require_survey(policy, None)
     require_patients(policy, totals["patients"])
-    least, allowed = policy.min_patients, set(policy.survey)
+    least, allowed, count = policy.min_patients, set(policy.survey), totals["patients"]
+    known = (count, count) if policy.counts == "exact" else band(count)  # updates may tell it too
     told = {
-        name: {
-            cell: None if ends is None else _band(ends)
-            for cell, ends in suppress(cells, totals["patients"], least).items()
-        }
+        name: {cell: None if ends is None else _band(ends) for cell, ends in suppress(cells, known, least).items()}
         for name, cells in tables.items()
         if name in allowed
     }

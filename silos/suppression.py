@@ -5,35 +5,38 @@ give it away: whoever knows how many patients there are subtracts the cells that
 hidden, smallest first, until the hidden ones could hold anything from nobody to the limit (interval
 protection by complementary suppression; Hundepool et al., Statistical Disclosure Control, 2012, chapter 4).
 
-The table is protected against somebody who knows the number of patients exactly, although only its band is
-told. A patient may be in several cells; that makes subtracting less certain, never more.
+A patient may be in several cells; that makes subtracting less certain, never more.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 
 from models.exchange.survey import band
 
+Band = tuple[int, int]
+"""The lowest and the highest that a count may be."""
 
-def suppress(cells: Mapping[str, int], patients: int, least: int) -> dict[str, tuple[int, int] | None]:
+
+def suppress(cells: Mapping[str, int], patients: Band, least: int) -> dict[str, Band | None]:
     """Tell a table in bands.
 
     Args:
         cells: Patients in each cell.
-        patients: Patients in the whole table; each is in at least one cell.
+        patients: What others know of the number of patients in the whole table, each of whom is in at least one
+            cell; an exact number has two equal ends.
         least: Patients that a cell must have to be told, at least 1.
 
     Returns:
         Each cell's band, or None for one that is hidden, in the order given.
     """
     hidden = {cell for cell, count in cells.items() if count < least}
-    shown = sorted((cell for cell in cells if cell not in hidden), key=lambda cell: (band(cells[cell]), cell))
+    shown = sorted(cells.keys() - hidden, key=lambda cell: (band(cells[cell]), cell))  # by what is told, not by more
     while hidden and shown and not _protected([band(cells[cell]) for cell in shown], len(hidden), patients, least):
         hidden.add(shown.pop(0))
     return {cell: None if cell in hidden else band(count) for cell, count in cells.items()}
 
 
-def _protected(shown: Collection[tuple[int, int]], hidden: int, patients: int, least: int) -> bool:
+def _protected(shown: Sequence[Band], hidden: int, patients: Band, least: int) -> bool:
     """Whether a hidden cell can hold nobody as well as `least`, as far as the bands tell."""
     fewest, most = sum(low for low, _ in shown), sum(high for _, high in shown)
-    could_be_empty = hidden > 1 or patients <= most  # with several hidden cells, another one can hold the rest
-    return could_be_empty and patients - fewest >= least
+    could_be_empty = hidden > 1 or patients[0] <= most  # with several hidden cells, another one can hold the rest
+    return could_be_empty and patients[1] - fewest >= least

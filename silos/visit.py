@@ -97,7 +97,7 @@ def visit(
             plan.training.in_round(order.round),
             mu=plan.strategy.mu,
             seed=training.seed_for(plan.seed, site.name, order.round),
-            on_step=_named(progress, "training"),
+            on_step=named(progress, "training"),
         )
     update = gate.Update(
         base=order.base,
@@ -154,7 +154,11 @@ def survey(site: Site, plan: Plan, said: Survey | None = None, progress: Report 
     if said is not None:
         return said
     found = scan_site(site, progress)
-    matched = match_cohort(site, found, plan)
+    return survey_of(site, found, match_cohort(site, found, plan))
+
+
+def survey_of(site: Site, found: Scan, matched: Cohort) -> Survey:
+    """What may be told of a cohort, as `survey` tells it the first time."""
     images = tally.labelled(found.instances, matched)
     return gate.survey(site.policy, tally.totals(images), tally.tables(images, matched.classes))
 
@@ -183,7 +187,7 @@ def scan_site(site: Site, progress: Report | None = None) -> Scan:
         modality=data.modality,
         attributes=list(data.labels.join),
         burned_in=data.burned_in,
-        progress=_named(progress, "reading headers"),
+        progress=named(progress, "reading headers"),
     )
 
 
@@ -218,7 +222,7 @@ def load_data(site: Site, plan: Plan, task: Task, progress: Report | None = None
         site.run.work / "cache",
         plan.task,
         task,
-        _named(progress, "decoding"),
+        named(progress, "decoding"),
     )
 
 
@@ -228,5 +232,6 @@ def software() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
 
 
-def _named(progress: Report | None, what: str) -> Callable[[int, int], None] | None:
+def named(progress: Report | None, what: str) -> Callable[[int, int], None] | None:
+    """Tells how far one piece of work is, under its name."""
     return None if progress is None else lambda done, total: progress(what, done, total)

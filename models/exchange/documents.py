@@ -7,13 +7,14 @@ report of metrics). A *survey* tells in bands what a hospital could train on. A 
 """
 
 import json
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, AllowInfNan, Field, StringConstraints, ValidationError, model_validator
 
 from models.errors import Malformed, is_wire_code
 from models.exchange.spec import Spec, TensorSpec
-from models.exchange.survey import CELLS, TableName, Total, band
+from models.exchange.survey import BEYOND, CELLS, TableName, Total, band
 from models.ledger.canonical import canonical, digest
 from models.plan import MetricName, Plan
 from models.settings import Settings
@@ -154,9 +155,12 @@ class Band(Settings):
     low: Annotated[int, Field(ge=1)]
     high: int
 
+    def __str__(self) -> str:
+        return f"{self.low}-{self.high}"
+
     @model_validator(mode="after")
     def _is_a_band(self) -> Self:
-        if band(self.low) != (self.low, self.high):
+        if (self.low, self.high) not in (band(self.low), band(BEYOND)):
             raise ValueError("is none of the bands")
         return self
 
@@ -176,6 +180,23 @@ class Survey(Document):
     def fields(self) -> list[str]:
         """What it tells, in alphabetical order."""
         return sorted([*self.totals, *self.tables])
+
+    def lines(self, classes: Sequence[str]) -> dict[tuple[str, str], str]:
+        """What it tells, for people, in a fixed order.
+
+        Args:
+            classes: The plan's, in order.
+
+        Returns:
+            By what is counted and the cell ("" of a total): the band, such as `11-19`, or `hidden`.
+        """
+        found = {(name, ""): f"{self.totals[name]}" for name in get_args(Total) if name in self.totals}
+        for name in get_args(TableName):
+            cells = self.tables.get(name, {})
+            names = [cell for cell in CELLS.get(name, classes) if cell in cells]
+            what = f"patients by {name.replace('_', ' ')}"
+            found |= {(what, cell): "hidden" if cells[cell] is None else f"{cells[cell]}" for cell in names}
+        return found
 
     @model_validator(mode="after")
     def _closed(self) -> Self:

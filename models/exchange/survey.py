@@ -25,6 +25,9 @@ BANDS = (1, 6, 11, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_0
 
 _LAST = 1_000_000
 
+BEYOND = _LAST + 1
+"""A count for which a million stands."""
+
 UNKNOWN, OTHER = "unknown", "other"
 
 SPACING = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.5, 2.0, 4.0)  # mm between pixels
@@ -37,13 +40,14 @@ def band(count: int) -> tuple[int, int]:
     """The closed band that a count lies in; 0 is a band of its own, and a million stands for all above it."""
     if count <= 0:
         return 0, 0
-    ends = [*BANDS[1:], _LAST + 1]
+    ends = [*BANDS[1:], BEYOND]
     return next(((low, end - 1) for low, end in zip(BANDS, ends, strict=True) if count < end), (_LAST, _LAST))
 
 
 def steps(edges: tuple[float, ...]) -> tuple[str, ...]:
     """The cells of a histogram: below the first edge, between each two, from the last one on, and unknown."""
-    between = [f"{low:g} to {high:g}" for low, high in itertools.pairwise(edges)]
+    whole = all(isinstance(edge, int) for edge in edges)  # of whole numbers, a cell ends before the next edge
+    between = [f"{low:g} to {high - whole:g}" for low, high in itertools.pairwise(edges)]
     return (f"below {edges[0]:g}", *between, f"from {edges[-1]:g}", UNKNOWN)
 
 
