@@ -14,14 +14,15 @@ from models.exchange.documents import Survey
 from models.exchange.statement import Kind
 from models.ledger import Event, read
 
-from .conftest import Hospitals, Toy
+Toy = Any  # of conftest.py
 
 PATIENT = "Hollowbrook^Perpetua"
 BAND = {"low": 20, "high": 49}
 
 
 def ask(toy: Toy) -> dict[str, Survey | str]:
-    survey(toy.study, Hospitals(toy.hospitals.values()))
+    grid = type(toy).run.__globals__["Hospitals"]
+    survey(toy.study, grid(toy.hospitals.values()))
     return read_surveys(toy.study.folder)[1]
 
 
