@@ -12,39 +12,22 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from flwr.app import Message, MessageType
-
-from aggregator import intake, strategy
+from aggregator import strategy
 from aggregator.grid import StudyGrid
 from aggregator.history import History, read_history, write_metrics
-from aggregator.intake import Asked
 from aggregator.strategy import Audited, Contribution
 from aggregator.study import Position, Study
-from models.errors import ConfigError, IntramuralError, Malformed, is_wire_code
-from models.exchange import wire
+from aggregator.visits import POLL, Visit, part, visit
+from models.errors import ConfigError
 from models.exchange.channel import Channel
-from models.exchange.documents import Manifest, Order, Refusal
 from models.exchange.spec import vector_digest
-from models.exchange.statement import Kind, Statement
+from models.exchange.statement import Statement
 from models.ledger import Entry, Event
 
 log = logging.getLogger("intramural.aggregator")
 
-Visit = Literal["survey", "train", "evaluate", "close"]
-
-_MESSAGE_TYPE = {
-    "survey": MessageType.QUERY,
-    "train": MessageType.TRAIN,
-    "evaluate": MessageType.EVALUATE,
-    "close": MessageType.QUERY,
-}
-_POLL = (0.2, 2.0)  # seconds between two looks for replies, at first and at most
-_PATIENCE = 20  # a look for replies is due when a twentieth of the time waited so far has passed
 _GATHER = 10.0  # seconds that a run's first round waits for hospitals that are still connecting
-_RETURN = 90.0  # seconds that a hospital which went away with an order is waited for; Flower refuses it for 60
-_AWAY = 5  # Flower's code for "the node is gone": no answer to that order will come
 
 
 @dataclass(frozen=True)
@@ -141,6 +124,7 @@ class _Run:
         self.visit("evaluate", plan.rounds, position, self.wait_for(0, 0))
         self.visit("close", plan.rounds, position, self.wait_for(0, 0))
         study.ledger.append(Entry(Event.STUDY_CLOSED, {"model": position.digest}, study.digest, plan.rounds))
+        part(self.grid, self.channels, self.wait_for(0, 0))
 
     def wait_for(self, count: int, seconds: float, done: Collection[str] = ()) -> list[int]:
         """The hospitals that are connected, once they and those that are done are so many or the time is over."""
@@ -150,7 +134,7 @@ class _Run:
             there = [node for node in self.grid.get_node_ids() if node in self.channels]
             if len({*done, *map(self.name, there)}) >= count or time.monotonic() >= deadline:
                 return there
-            time.sleep(_POLL[0])
+            time.sleep(POLL)
 
     def train(self, position: Position) -> None:
         """One round: updates that are still missing are asked for, then all are combined."""
@@ -191,113 +175,6 @@ class _Run:
         ledger.append(Entry(Event.AGGREGATED, body, study.digest, round_))
         study.drop_updates(round_)
 
-    def visit(self, visit: Visit, round_: int, position: Position, nodes: list[int]) -> None:
-        """Send an order to each node and take in what comes back; each reply ends as one ledger line.
-
-        A hospital that goes away with its order, as one that is started again does, gets it once more when it
-        is back.
-        """
-        waiting = self.send(visit, round_, position, nodes)
-        away: dict[int, tuple[Asked, float]] = {}  # since when, by node
-        again: set[int] = set()
-        started = time.monotonic()
-        while waiting or away:
-            for reply in self.grid.pull_messages(list(waiting)):
-                node, asked = waiting.pop(reply.metadata.reply_to_message_id, (None, None))
-                if node is None or asked is None:
-                    continue
-                if node not in again and reply.has_error() and reply.error.code == _AWAY:
-                    log.warning("round %d: %s went away", round_, self.name(node))
-                    away[node] = (asked, time.monotonic())
-                else:
-                    self.take(reply, node, asked)
-                del reply  # before the next one comes: one model is in memory, not two
-            waited = time.monotonic() - started
-            if waited > self.plan.deadline:
-                break
-            there = set(self.grid.get_node_ids()) if away else set()
-            for node, (asked, since) in list(away.items()):
-                if node in there:
-                    log.info("round %d: %s is back, and is asked again", round_, self.name(node))
-                    del away[node]
-                    again.add(node)
-                    waiting |= self.send(visit, round_, position, [node])
-                elif node not in self.grid.roster or time.monotonic() - since > _RETURN:
-                    del away[node]
-                    self.silent(node, asked)
-            if waiting or away:
-                time.sleep(min(max(waited / _PATIENCE, _POLL[0]), _POLL[1]))
-        for node, asked in [*waiting.values(), *((node, asked) for node, (asked, _) in away.items())]:
-            self.silent(node, asked)
-
-    def send(self, visit: Visit, round_: int, position: Position, nodes: list[int]) -> "dict[str, tuple[int, Asked]]":
-        """Send an order to each node; what is waited for, by Flower's number of the message."""
-        order = Order(agreement=self.study.agreement, round=round_, visit=visit, base=position.digest)
-        array = model = None
-        if visit in ("train", "evaluate"):
-            array = wire.pack_vector(self.study.load_model(position.model, position.digest))
-            model = wire.unpack_vector(array, self.study.spec.size)  # a view: one model is in memory, not two
-        waiting: dict[str, tuple[int, Asked]] = {}
-        for node in sorted(nodes, key=self.name):
-            envelope = self.channels[node].offer(
-                Kind.ORDER,
-                round_,
-                order,
-                spec=None if model is None else self.study.spec.digest,
-                vector=model,
-            )
-            asked = Asked(visit, round_, self.channels[node].sent[-1], position.digest)
-            records = wire.pack(envelope, array)
-            message = Message(records, node, _MESSAGE_TYPE[visit], group_id=str(round_), ttl=self.plan.deadline)
-            for message_id in self.grid.push_messages([message]):
-                if message_id:
-                    waiting[message_id] = (node, asked)
-                else:  # the node is gone
-                    self.silent(node, asked)
-        return waiting
-
-    def take(self, reply: Message, node: int, asked: Asked) -> None:
-        """Take in one reply: accepted, refused by the silo, or rejected here; never an exception."""
-        name, channel = self.name(node), self.channels[node]
-        if reply.has_error():
-            self.reject(name, asked, _error_code(reply))
-            return
-        try:
-            envelope = wire.unpack(reply.content, self.study.spec.size)
-            received = channel.verify(envelope, None if envelope.vector is None else self.study.spec.digest)
-        except Exception as error:  # whatever a stranger sends
-            self.reject(name, asked, _own_code(error))
-            return
-        try:
-            document = intake.check(received, asked, self.plan, self.study.spec)
-        except Exception as error:
-            log.warning("round %d: the reply of %s is rejected: %s", asked.round, name, _own_code(error))
-            channel.reject(received, _own_code(error), asked.round)
-            return
-        facts: dict[str, object] = {}
-        if isinstance(document, Manifest):
-            if envelope.vector is not None and document.examples is not None:
-                self.study.save_update(asked.round, name, envelope.vector)
-                facts = {"base": document.base, "digest": document.digest, "weight": document.examples.weight}
-            if document.metrics and document.evaluated is not None:
-                facts |= {"metrics": document.metrics, "evaluated": document.evaluated.weight}
-        elif isinstance(document, Refusal):
-            log.warning("round %d: %s refuses: %s", asked.round, name, document.code)
-            facts = {"code": document.code}
-        channel.accept(received, facts)
-
-    def silent(self, node: int, asked: Asked) -> None:
-        """Write down that an order was not answered in time."""
-        log.warning("round %d: %s is silent", asked.round, self.name(node))
-        body = {"silo": self.name(node), "order": asked.order}
-        self.study.ledger.append(Entry(Event.SILO_SILENT, body, self.study.digest, asked.round))
-
-    def reject(self, name: str, asked: Asked, code: str) -> None:
-        """Write down a reply that cannot even be traced to its sender."""
-        log.warning("round %d: the reply of %s is rejected: %s", asked.round, name, code)
-        body = {"silo": name, "order": asked.order, "code": code}
-        self.study.ledger.append(Entry(Event.REPLY_REJECTED, body, self.study.digest, asked.round))
-
     def accepted(self, round_: int, base: str) -> "dict[str, _Accepted]":
         """The updates of a round that the ledger says were accepted and that are still on disk."""
         found: dict[str, _Accepted] = {}
@@ -312,6 +189,10 @@ class _Run:
                 found[name] = _Accepted(xid, digest, Contribution(name, record.body["weight"], load))
         return found
 
+    def visit(self, kind: Visit, round_: int, position: Position, nodes: list[int]) -> None:
+        """Send an order to each node, and take in what comes back."""
+        visit(self.study, self.grid, self.channels, kind, round_, position, nodes)
+
     def name(self, node: int) -> str:
         """The hospital of a node."""
         return self.channels[node].peer.name
@@ -322,13 +203,3 @@ class _Accepted:
     xid: str
     digest: str
     contribution: Contribution
-
-
-def _error_code(reply: Message) -> str:
-    """Flower's error as one of our words; its text is not repeated, whoever wrote it."""
-    reason = reply.error.reason or ""
-    return reason if is_wire_code(reason) else f"flower-error-{reply.error.code}"
-
-
-def _own_code(error: Exception) -> str:
-    return error.wire_code if isinstance(error, IntramuralError) else Malformed.code

@@ -15,6 +15,7 @@
     │   ├── NotFinite            NaN or infinity
     │   ├── TooLarge             more bytes, or a longer step, than agreed
     │   ├── BadWeight            an impossible number of examples
+    │   ├── NotWitnessed         too few hospitals are known to have seen the same past
     │   └── BundleRefused        the bundle that came with an order is not the one without code
     ├── Interrupted          the process at work on an order was killed more than once
     └── LedgerError          the record cannot be kept, so the work stops
@@ -111,6 +112,7 @@ DETAILS = frozenset(
         "broadcastable",
         "code",
         "component",
+        "cosignature",
         "declared",
         "digest",
         "document",
@@ -143,6 +145,7 @@ DETAILS = frozenset(
         "text",
         "too-many",
         "unit",
+        "witnesses",
     }
 )
 """Which check of a message failed; the closed list of words that may stand behind a code."""
@@ -222,6 +225,12 @@ class BadWeight(ProtocolError):  # noqa: N818
     """An impossible number of examples."""
 
     code = "bad-weight"
+
+
+class NotWitnessed(ProtocolError):  # noqa: N818
+    """Too few hospitals are known to have seen the past that this one was shown."""
+
+    code = "not-witnessed"
 
 
 class BundleRefused(ProtocolError):  # noqa: N818

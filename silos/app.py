@@ -45,13 +45,16 @@ def evaluate(message: Message, context: Context) -> Message:
 
 @app.query()
 def query(message: Message, context: Context) -> Message:
-    """Answer an order to close."""
+    """Answer an order to close, or a farewell."""
     return _answer(message, context)
 
 
 def _answer(message: Message, context: Context) -> Message:
     try:
         silo = silo_of(context)
+        if wire.is_farewell(message.content):
+            evidence = silo.part(wire.unpack_farewell(message.content))
+            return Message(wire.pack_farewell(evidence), reply_to=message)
         envelope = silo.answer(wire.unpack(message.content), again=context.node_config.get(AGAIN) is True)
         return Message(wire.pack(envelope), reply_to=message)
     except Exception as error:  # the boundary: no text of any exception may pass

@@ -10,12 +10,20 @@ from pathlib import Path
 from typing import Self
 
 from models.console import Report
-from models.errors import BadSignature, IntramuralError, LedgerError, Malformed, Replayed, StaleBase
-from models.exchange.channel import Channel
+from models.errors import (
+    BadSignature,
+    IntramuralError,
+    LedgerError,
+    Malformed,
+    Replayed,
+    Rewritten,
+    StaleBase,
+)
+from models.exchange.channel import Channel, Received
 from models.exchange.documents import Agreement, Closing, Order, Survey
-from models.exchange.statement import Envelope, Kind, Statement
+from models.exchange.statement import Envelope, Evidence, Kind, Statement
 from models.ledger import Entry, Event, Verifier
-from silos import gate
+from silos import gate, witness
 from silos.approval import decisions
 from silos.config import Site
 from silos.network.enrolment import invitation
@@ -93,14 +101,17 @@ class Silo:
             received = channel.verify(envelope, agreement.spec if order.visit in _WITH_MODEL else None, again=again)
             if received.statement.kind is not Kind.ORDER:
                 raise Malformed("is signed as something else than an order", detail="kind")
+            witness.keep_roster(self.ledger, order, envelope.evidence)
         except IntramuralError as error:
-            log.warning("an order was rejected: %s", error.wire_code)
-            self.ledger.append(Entry(Event.ORDER_REJECTED, {"code": error.wire_code}))
+            self._reject(error, envelope)
             raise
         if not received.again:
             channel.accept(received)
         try:
-            return self._follow(order, received.statement, envelope, channel)
+            return self._follow(order, received, channel)
+        except Rewritten as error:
+            self._reject(error, envelope)
+            raise
         except LedgerError:
             raise
         except Exception as error:  # whatever it is, one word of it leaves
@@ -109,8 +120,22 @@ class Silo:
             log.debug("the reason", exc_info=error)
             return channel.offer(Kind.REFUSAL, order.round, answer, answers=received.statement.xid)
 
-    def _follow(self, order: Order, asked: Statement, envelope: Envelope, channel: Channel) -> Envelope:
-        agreement = order.agreement
+    def part(self, evidence: Evidence) -> Evidence:
+        """Take the coordinator's leave at the end of a study, and give this hospital's.
+
+        Raises:
+            ProtocolError: It is of no coordinator that this hospital trained for.
+            LedgerError: The coordinator's ledger was rewritten, or its leave cannot be kept.
+        """
+        xid = evidence.receipt and evidence.receipt[0]
+        channel = next((known for known in self._all_channels() if xid in known.sent), None)
+        if channel is None:
+            raise Malformed("the farewell is of no study that was taken part in", detail="study")
+        channel.part(evidence)
+        return channel.farewell()
+
+    def _follow(self, order: Order, received: Received, channel: Channel) -> Envelope:
+        agreement, asked, vector = order.agreement, received.statement, received.envelope.vector
         if order.visit == "close":
             closing = Closing(orders=len(channel.received), replies=len(channel.sent), records=len(self.ledger.records))
             return channel.offer(Kind.CLOSING, order.round, closing, answers=asked.xid)
@@ -119,6 +144,7 @@ class Silo:
         done = self._rounds(agreement.study)
         others = {round_: base for round_, base in done.items() if round_ != order.round}
         self._permit(agreement, len(others))
+        witness.require(self.ledger, self.signer.verifier, channel.peer, order, received)
         if asked.payload != order.base:
             raise StaleBase("the model that came is not the one that the order names")
         repeated = order.visit == "train" and done.get(order.round, order.base) != order.base
@@ -129,7 +155,7 @@ class Silo:
         if self._bench is None or self._bench.study != agreement.study:
             self._bench = None  # before the next one is made: two would not fit a small machine
             self._bench = set_up(self.site, agreement, self._progress)
-        release = visit(self.site, self.signer, self._bench, order, envelope.vector, len(others), self._progress)
+        release = visit(self.site, self.signer, self._bench, order, vector, len(others), self._progress)
         self.tend()
         self._permit(agreement, len(others))  # who said no meanwhile is obeyed; the work may have taken hours
         if release.vector is None:
@@ -167,6 +193,22 @@ class Silo:
                 raise BadSignature("the coordinator's key has another name than the plan's coordinator")
             self._channels[study] = Channel(self.ledger, self.signer, coordinator, study)
         return self._channels[study]
+
+    def _all_channels(self) -> list[Channel]:
+        """The channels of every study whose agreement was approved here, open or not."""
+        for record in self.ledger.records:
+            if record.event == Event.STUDY_APPROVED and record.study not in self._channels:
+                self._channel(Agreement.decode(self.ledger.manifest(record.body["agreement"])))
+        return list(self._channels.values())
+
+    def _reject(self, error: IntramuralError, envelope: Envelope) -> None:
+        """Write down that what arrived is no order to follow; of a rewritten past, with both signed heads."""
+        log.warning("an order was rejected: %s", error.wire_code)
+        body = {"code": error.wire_code}
+        if isinstance(error, Rewritten):
+            channel = self._channel(Order.decode(envelope.body).agreement)
+            body["evidence"] = self.ledger.store(channel.against(envelope))
+        self.ledger.append(Entry(Event.ORDER_REJECTED, body))
 
     def _permit(self, agreement: Agreement, rounds_done: int) -> None:
         """Refuse what nobody approved; write down, once, that the policy lets a study in."""

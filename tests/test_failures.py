@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 from flwr.app import Error, Message
 
-from aggregator import LocalGrid, Study, rounds, run
+from aggregator import LocalGrid, Study, run, visits
 from models.ledger import Event
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
@@ -63,7 +63,7 @@ def test_a_hospital_that_went_away_with_its_order_is_asked_again_when_it_is_back
 def test_a_hospital_that_stays_away_is_not_waited_for_until_the_deadline(
     hospitals: list[Path], write_plan: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rounds, "_RETURN", 0.5)
+    monkeypatch.setattr(visits, "_RETURN", 0.5)
     monkeypatch.setattr(Restless, "away", 10**9)
     with (
         Study.create(write_plan(rounds=3, more="deadline = 100_000"), tmp_path / "study") as study,

@@ -107,6 +107,11 @@ def check(proof: Proof, keys: Sequence[Verifier] = ()) -> Checked:
     result.keys.update({key.name: key.vkey for key in (own, peer) if key})
     result.trusted.extend(sorted(given.keys() & result.keys.keys()))
     _read(proof, records, own, peer, result)
+    if proof.farewell is not None and peer is not None:
+        try:
+            Checkpoint.open(proof.farewell, peer)
+        except ProtocolError as error:
+            result.problems.append(f"the farewell of {peer.name}: {error}")
     named = {name for record in records for name in lines.documents(record)}
     result.documents.extend(digest(content) for content in proof.documents)
     result.problems.extend(f"no line names the document {x[:16]}" for x in result.documents if x not in named)

@@ -10,9 +10,9 @@ from aggregator.audit.checks import Checked, Shown, check
 from aggregator.audit.proofs import Proof, load
 from aggregator.audit.proving import prove
 from aggregator.audit.reconciliation import Reconciliation
-from models.errors import LedgerError
+from models.errors import LedgerError, ProtocolError
 from models.exchange.statement import GENESIS, Kind
-from models.ledger import Event, Verifier, verify_consistency
+from models.ledger import Checkpoint, Event, Verifier, verify_consistency
 
 
 def compare(aggregator: Path, silo: Path) -> Reconciliation:
@@ -40,6 +40,7 @@ def compare(aggregator: Path, silo: Path) -> Reconciliation:
         problems.append(f"{ours.party} took part, but the aggregator's file does not show that it was enrolled")
     orders, waiting = _direction("order", hub, theirs, ours, problems)
     replies, unread = _direction("reply", site, ours, theirs, problems)
+    problems += [*_last_head(hub, theirs, site.farewell), *_last_head(site, ours, hub.farewell)]
     return Reconciliation(
         study=hub.study,
         aggregator=theirs.party,
@@ -73,7 +74,7 @@ def _direction(
             problems.append(f"{receiver.party} shows no {what}, but gave a receipt for one")
     elif newest.statement.xid in xids:
         agreed = xids.index(newest.statement.xid) + 1
-        problems += _continued(proof, sender, newest)
+        problems += _continued(proof, sender, newest.head)
     else:
         problems.append(f"{what} {newest.statement.xid[:16]} was received, but the sender does not show it")
         return None, []
@@ -86,11 +87,22 @@ def _direction(
     return newest, waiting
 
 
-def _continued(proof: Proof, sender: Checked, newest: Shown) -> list[str]:
-    """Whether the sender's ledger still begins as it did when it sent the newest statement."""
-    if sender.head is None or newest.head is None:
+def _last_head(proof: Proof, sender: Checked, farewell: str | None) -> list[str]:
+    """Whether a ledger still has the head that the other side was shown at the end of the study."""
+    if farewell is None:
+        return []
+    try:
+        head = Checkpoint.open(farewell, proof.verifier)
+    except ProtocolError as error:
+        return [f"the farewell of {sender.party}: {error}"]
+    return _continued(proof, sender, (head.size, head.root.hex()))
+
+
+def _continued(proof: Proof, sender: Checked, head: tuple[int, str] | None) -> list[str]:
+    """Whether a ledger still begins as it did when the other side was shown a head of it."""
+    if sender.head is None or head is None:
         return []  # told already
-    size, root = newest.head
+    size, root = head
     if size > sender.head.size:
         return [f"{sender.party}'s ledger ends at line {sender.head.size}, but had {size} lines before"]
     path = proof.earlier.get(size)

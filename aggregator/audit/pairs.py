@@ -14,7 +14,7 @@ from aggregator.audit.lines import heads, offered, peers, received, require_read
 from aggregator.audit.reconciliation import Reconciliation
 from models.errors import BadSignature, LedgerError
 from models.exchange.statement import GENESIS, Kind, signing_bytes
-from models.ledger import Event, Opened, Record, Verifier, read
+from models.ledger import Checkpoint, Event, Opened, Record, Verifier, read, read_partings
 
 
 def reconcile(aggregator: Path | str, silo: Path | str) -> Reconciliation:
@@ -60,8 +60,8 @@ def _compare(study: str, theirs: Opened, ours: Opened) -> Reconciliation:
             raise LedgerError(f"{ours.folder}: {name} took no part in the study of {theirs.folder}", hint)
         problems.append(f"{name} took part, but the aggregator's ledger never enrolled it")
     problems += _contradictions("order", sent, got, hub) + _contradictions("reply", answered, taken, ours.verifier)
-    problems += _rewritten(theirs, heads(ours.records, study, hub.name))
-    problems += _rewritten(ours, heads(theirs.records, study, name))
+    problems += _rewritten(theirs, [*heads(ours.records, study, hub.name), *_last_head(ours, study, hub)])
+    problems += _rewritten(ours, [*heads(theirs.records, study, name), *_last_head(theirs, study, ours.verifier)])
     agreed_orders, agreed_replies = [x for x in sent if x in got], [x for x in answered if x in taken]
     return Reconciliation(
         study=study,
@@ -77,6 +77,13 @@ def _compare(study: str, theirs: Opened, ours: Opened) -> Reconciliation:
         closed=any(answered[x].body["statement"]["kind"] == Kind.CLOSING for x in agreed_replies),
         problems=problems,
     )
+
+
+def _last_head(opened: Opened, study: str, peer: Verifier) -> list[tuple[int, str]]:
+    """The last head that the other side signed in a study that is over: size and root (hex)."""
+    found = [p for p in read_partings(opened.folder) if (p.study, p.peer) == (study, peer.name)]
+    last = [Checkpoint.open(parting.theirs, peer) for parting in found]
+    return [(head.size, head.root.hex()) for head in last]
 
 
 def _contradictions(

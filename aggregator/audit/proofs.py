@@ -33,7 +33,7 @@ from typing import Any, Literal, Self
 from models.errors import Malformed
 from models.ledger import Record, Verifier
 from models.ledger.canonical import canonical, parse
-from models.ledger.forms import count, many, one_of, record, text
+from models.ledger.forms import count, many, one_of, optional, record, text
 from models.ledger.keys import from_base64, to_base64
 from models.ledger.vocabulary import DIGEST, NAME, VKEY
 
@@ -53,6 +53,7 @@ _FORM = record(
         "head": _ANY,
         "lines": many(record({"line": _ANY, "proof": _HASHES})),
         "earlier": many(record({"size": count(1), "proof": _HASHES})),
+        "farewell": optional(_ANY),
         "documents": many(_ANY),
     }
 )
@@ -82,7 +83,9 @@ class Proof:
         peer: Name of the other party.
         head: The ledger's signed head.
         lines: The lines shown, in the ledger's order.
-        earlier: RFC 6962 consistency proofs, by size, from the heads that went with the statements shown.
+        earlier: RFC 6962 consistency proofs, by size, from the heads that went with the statements shown, and
+            from the one that the other party cosigned at the end of the study.
+        farewell: The other party's last signed head, if the study is over.
         documents: The documents of the lines shown, if they are given.
     """
 
@@ -93,6 +96,7 @@ class Proof:
     head: str
     lines: tuple[Line, ...]
     earlier: Mapping[int, tuple[bytes, ...]]
+    farewell: str | None = None
     documents: tuple[bytes, ...] = ()
 
     def encode(self) -> bytes:
@@ -107,6 +111,7 @@ class Proof:
             "head": self.head,
             "lines": [{"line": line.record.line.decode(), "proof": _written(line.proof)} for line in self.lines],
             "earlier": [{"size": size, "proof": _written(proof)} for size, proof in self.earlier.items()],
+            "farewell": self.farewell,
             "documents": [document.decode() for document in self.documents],
         }
         return canonical(values) + b"\n"
@@ -132,6 +137,7 @@ class Proof:
                 head=values["head"],
                 lines=tuple(Line(Record.parse(v["line"].encode()), _read(v["proof"])) for v in values["lines"]),
                 earlier={v["size"]: _read(v["proof"]) for v in values["earlier"]},
+                farewell=values["farewell"],
                 documents=tuple(v.encode() for v in values["documents"]),
             )
         except (ValueError, Malformed) as error:

@@ -7,7 +7,7 @@ from aggregator.audit.lines import NAMING, offered, received, require_readable, 
 from aggregator.audit.lines import documents as documents_of
 from aggregator.audit.proofs import Line, Proof
 from models.errors import ConfigError
-from models.ledger import Event, Opened, Record, read
+from models.ledger import Checkpoint, Event, Opened, Record, read, read_partings
 
 _TITLES = {Event.STUDY_CREATED, Event.STUDY_APPROVED}
 
@@ -53,6 +53,8 @@ def prove(
     shown += [r for r in opened.records if r.study == study and r.event in NAMING and _named(r) == peer][:1]
     shown.sort(key=lambda line: line.seq)
     size, tree = opened.head.size, opened.tree
+    last = next((p for p in read_partings(opened.folder) if (p.study, p.peer) == (study, peer)), None)
+    seen = {r.body["size"] for r in tail} | ({Checkpoint.open(last.ours, opened.verifier).size} if last else set())
     return Proof(
         of="exchange" if exchange else "pair",
         study=study,
@@ -60,8 +62,8 @@ def prove(
         peer=peer,
         head=opened.note,
         lines=tuple(Line(r, tuple(tree.inclusion(r.seq, size))) for r in shown),
-        # The head that goes with a statement is the one that its own line makes.
-        earlier={r.seq + 1: tuple(tree.consistency(r.seq + 1, size)) for r in tail},
+        earlier={old: tuple(tree.consistency(old, size)) for old in sorted(seen) if old <= size},
+        farewell=last.theirs if last else None,
         documents=_documents(opened, shown) if documents else (),
     )
 

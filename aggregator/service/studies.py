@@ -54,9 +54,9 @@ def follow(home: Home, folder: Path, report: Report) -> None:
     while True:
         agreement, history = read_study(folder)
         report("rounds", len(history.rounds) - 1, agreement.plan.rounds)
-        if history.closed:
+        if history.closed and not _at_work(folder):
             return
-        if agreement.study not in runs.wanted(home):
+        if not history.closed and agreement.study not in runs.wanted(home):
             entry = runs.studies(home).get(agreement.study)
             problem, hint = (entry and entry.problem) or ("it was stopped", "start it again with `run`")
             raise ConfigError(f"{folder}: the study does not run: {problem}", hint)
@@ -117,6 +117,11 @@ def status(home: Home) -> dict[str, Any]:
     }
 
 
+def _at_work(folder: Path) -> bool:
+    """Whether a process works on a study; one that is closed still takes leave of its hospitals."""
+    return disk.is_locked(folder / "ledger" / "lock")
+
+
 def _study(entry: Entry) -> dict[str, Any]:
     agreement, history = read_study(entry.folder)
     last = history.rounds[-1]
@@ -125,7 +130,7 @@ def _study(entry: Entry) -> dict[str, Any]:
     elif not entry.wanted:
         state = "stopped"
     else:
-        state = "running" if disk.is_locked(entry.folder / "ledger" / "lock") else "starting"
+        state = "running" if _at_work(entry.folder) else "starting"
     return {
         "name": agreement.plan.name,
         "study": agreement.study,

@@ -4,9 +4,13 @@ A channel sends and receives envelopes, and its only memory is the ledger: what 
 and countersigned is read back from there, so a killed process goes on where it was. The order of work
 is always the same. Sending: write the line, then hand out the envelope. Receiving: `verify`, which
 changes nothing; then `accept` or `reject`, which write the line; only then may the content be used.
+
+At the end of a study each side shows the other its last head once more (`farewell`, `part`), so that not
+even the last line can be dropped unseen.
 """
 
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +26,19 @@ from models.exchange.statement import (
     receipt_bytes,
     signing_bytes,
 )
-from models.ledger import Checkpoint, Entry, Event, Ledger, Record, Signer, Verifier, verify_consistency
-from models.ledger.canonical import digest
+from models.exchange.witness import Testimony, head_size
+from models.ledger import (
+    Checkpoint,
+    Entry,
+    Event,
+    Ledger,
+    Record,
+    Signer,
+    Verifier,
+    add_cosignatures,
+    verify_consistency,
+)
+from models.ledger.canonical import canonical, digest
 
 _SHOWN = 64  # heads that the other side may have seen without our knowing
 
@@ -52,6 +67,44 @@ class Received:
     again: bool = False
 
 
+@dataclass(frozen=True)
+class Draft:
+    """What is about to be offered, signed and not yet written down; see `Channel.draft`."""
+
+    channel: "Channel"
+    statement: Statement
+    signature: bytes
+    body: bytes
+    vector: Vector | None
+    testimony: Testimony
+    facts: Mapping[str, Any]
+
+
+def offer(drafts: Sequence[Draft]) -> list[Envelope]:
+    """Write down what is about to leave, to one party or to several, then hand it out.
+
+    What goes out together shows one and the same head of the ledger.
+
+    Args:
+        drafts: At least one, of different channels over one ledger.
+
+    Raises:
+        NotAppended: The lines are not durable; nothing may be sent.
+    """
+    ledger = drafts[0].channel.ledger
+    for body in {draft.body for draft in drafts}:
+        ledger.store(body)
+    size = ledger.head.size + len(drafts)
+    entries = []
+    for draft in drafts:
+        statement = draft.statement
+        line = {"statement": statement.values(), "signature": draft.signature.hex(), "size": size, **draft.facts}
+        entries.append(Entry(Event(f"{statement.kind}.offered"), line, statement.study, statement.round))
+    for draft, record in zip(drafts, ledger.append(*entries), strict=True):
+        draft.channel.replay(record)
+    return [draft.channel.envelope(draft) for draft in drafts]
+
+
 class Channel:
     """One party's side of a pair in one study.
 
@@ -63,19 +116,21 @@ class Channel:
     """
 
     def __init__(self, ledger: Ledger, signer: Signer, peer: Verifier, study: str) -> None:
-        self._ledger, self._signer, self.peer, self.study = ledger, signer, peer, study
+        self.ledger, self._signer, self.peer, self.study = ledger, signer, peer, study
         self.sent: list[str] = []  # xids, oldest first
+        self.sizes: list[int] = []  # of our head that went with each
         self.received: list[str] = []
         self._numbers: dict[int, str] = {}  # xid by number, of what was received
         self._receipted: set[str] = set()
         self._heads: dict[int, bytes] = {}  # the peer's heads seen here, root by size
+        self._note = ""  # the newest of them, as the peer signed it
         self._seen_by_peer = 0  # size of our head that the peer saw last, by its own word
         self._shown: list[int] = []  # sizes of the heads that went with what was offered since
         for record in ledger.records:
             if record.study == study:
-                self._replay(record)
+                self.replay(record)
 
-    def offer(
+    def draft(
         self,
         kind: Kind,
         round_: int,
@@ -84,9 +139,10 @@ class Channel:
         spec: str | None = None,
         vector: Vector | None = None,
         answers: str | None = None,
+        testimony: Testimony | None = None,
         facts: Mapping[str, Any] | None = None,
-    ) -> Envelope:
-        """Write down what is about to leave, then hand it out.
+    ) -> Draft:
+        """Sign what is to leave next. Writes nothing; `offer` does.
 
         Args:
             kind: What it is.
@@ -95,10 +151,8 @@ class Channel:
             spec: Digest of the layout of `vector`.
             vector: Arrays that travel, 1-D float32.
             answers: xid of the order that this replies to.
+            testimony: What witnesses have seen of this party's ledger.
             facts: More for this party's own ledger line; does not travel.
-
-        Raises:
-            NotAppended: The line is not durable; nothing may be sent.
         """
         body = document.encode()
         if (spec is None) != (vector is None):
@@ -117,12 +171,21 @@ class Channel:
             payload=payload,
             nbytes=len(body) + (0 if vector is None else vector.nbytes),
         )
-        xid = statement.xid
-        signature = self._signer.sign(signing_bytes(xid))
-        self._ledger.store(body)
-        line = {"statement": statement.values(), "signature": signature.hex(), **(facts or {})}
-        self._append(Entry(Event(f"{kind}.offered"), line, study=self.study, round=round_))
-        return Envelope(statement.encode(), signature, body, self._evidence(), vector)
+        signature = self._signer.sign(signing_bytes(statement.xid))
+        return Draft(self, statement, signature, body, vector, testimony or Testimony(), facts or {})
+
+    def offer(self, kind: Kind, round_: int, document: Document, **more: Any) -> Envelope:
+        """Write down what is about to leave, then hand it out; see `draft` for the arguments.
+
+        Raises:
+            NotAppended: The line is not durable; nothing may be sent.
+        """
+        return offer([self.draft(kind, round_, document, **more)])[0]
+
+    def envelope(self, draft: Draft) -> Envelope:
+        """What travels of a draft whose line is written."""
+        evidence = self._evidence(draft.testimony)
+        return Envelope(draft.statement.encode(), draft.signature, draft.body, evidence, draft.vector)
 
     def verify(self, envelope: Envelope, spec: str | None, *, again: bool = False) -> Received:
         """Check a message against the sender's key and past. Writes nothing.
@@ -188,13 +251,50 @@ class Channel:
         round_ = received.statement.round if round_ is None else round_
         self._write(received, Event.REPLY_REJECTED, round_, {"code": code})
 
+    def against(self, envelope: Envelope) -> bytes:
+        """What shows that the peer's past is not the one it signed before: both as it signed them, to be kept.
+
+        Args:
+            envelope: The message that `verify` called rewritten.
+        """
+        return canonical(
+            {
+                "v": 1,
+                "statement": Statement.decode(envelope.statement).values(),
+                "signature": envelope.signature.hex(),
+                "head": envelope.evidence.note,
+                "before": self._note,
+            }
+        )
+
+    def farewell(self) -> Evidence:
+        """The last head, and the last receipt, at the end of a study; nothing is left to be written down."""
+        return self._evidence(Testimony())
+
+    def part(self, evidence: Evidence) -> None:
+        """Keep, beside the ledger, the other side's last head and its signature under this one's.
+
+        Raises:
+            BadSignature: Something in it is not the peer's.
+            Rewritten: The peer's ledger is not a continuation of the one seen before.
+            Malformed: The peer saw nothing of this ledger.
+            NotAppended: It could not be kept.
+        """
+        head = self._check_evidence(evidence)
+        if not evidence.cosignature:
+            raise Malformed(f"{self.peer.name} does not sign what it saw", detail="cosignature")
+        own = self._own_head(evidence.seen).sign(self._signer)
+        cosigned = add_cosignatures(own, [(self.peer, evidence.cosignature)])
+        self.ledger.part(self.study, self.peer.name, theirs=evidence.note, ours=cosigned)
+        self._heads[head.size], self._note = head.root, evidence.note
+
     def _write(self, received: Received, event: Event, round_: int, facts: Mapping[str, Any]) -> None:
         statement, evidence = received.statement, received.envelope.evidence
         entries = []
         if evidence.receipt and evidence.receipt[0] not in self._receipted:
             xid, signature = evidence.receipt
             entries.append(Entry(Event.EXCHANGE_RECEIPT, {"xid": xid, "receipt": signature.hex()}, self.study))
-        self._ledger.store(received.envelope.body)
+        self.ledger.store(received.envelope.body)
         body = {
             "statement": statement.values(),
             "signature": received.envelope.signature.hex(),
@@ -204,16 +304,17 @@ class Channel:
             "root": received.head.root.hex(),
             "seen": evidence.seen,
             "missed": received.missed,
+            **({"cosignature": evidence.cosignature.hex()} if evidence.cosignature else {}),
             **facts,
         }
         entries.append(Entry(event, body, study=self.study, round=round_))
         self._append(*entries)
 
     def _append(self, *entries: Entry) -> None:
-        for record in self._ledger.append(*entries):
-            self._replay(record)
+        for record in self.ledger.append(*entries):
+            self.replay(record)
 
-    def _replay(self, record: Record) -> None:
+    def replay(self, record: Record) -> None:
         """Take one line of the ledger into memory; new lines and old ones go the same way."""
         body = record.body
         if record.event == Event.EXCHANGE_RECEIPT and body["xid"] in self.sent:
@@ -224,23 +325,33 @@ class Channel:
         statement = Statement.parse(raw)
         if statement.dst == self.peer.name:
             self.sent.append(statement.xid)
-            self._shown = _both_ends([*self._shown, record.seq + 1])
+            self.sizes.append(body["size"])
+            self._shown = _both_ends([*self._shown, body["size"]])
             return
         self.received.append(statement.xid)
         self._numbers[statement.n] = statement.xid
         self._heads[body["size"]] = bytes.fromhex(body["root"])
+        self._note = body["head"]
         self._seen_by_peer = max(self._seen_by_peer, body["seen"])
         self._shown = [size for size in self._shown if size > self._seen_by_peer]
 
-    def _evidence(self) -> Evidence:
+    def _evidence(self, testimony: Testimony) -> Evidence:
         receipt = None
         if self.received:
             newest = self.received[-1]
             receipt = (newest, self._signer.sign(receipt_bytes(newest)))
-        size = self._ledger.head.size
-        earlier = [old for old in (self._seen_by_peer, *self._shown) if 0 < old <= size]
-        proofs = {old: tuple(self._ledger.tree.consistency(old, size)) for old in earlier}
-        return Evidence(receipt, self._ledger.note, proofs, max(self._heads, default=0))
+        size, tree = self.ledger.head.size, self.ledger.tree
+        earlier = dict.fromkeys([self._seen_by_peer, *self._shown, *map(head_size, testimony.heads)])
+        proofs = {old: tuple(tree.consistency(old, size)) for old in earlier if 0 < old <= size}
+        seen, cosignature = max(self._heads, default=0), b""
+        if seen:
+            origin = self._note.partition("\n")[0]
+            cosignature = Checkpoint(origin, seen, self._heads[seen]).cosign(self._signer, int(time.time()))
+        encoded = testimony.encoded if testimony.roster else b""
+        return Evidence(receipt, self.ledger.note, proofs, seen, cosignature, encoded)
+
+    def _own_head(self, size: int) -> Checkpoint:
+        return Checkpoint(self.ledger.head.origin, size, self.ledger.tree.root(size))
 
     def _check_evidence(self, evidence: Evidence) -> Checkpoint:
         if evidence.receipt:
@@ -248,6 +359,14 @@ class Channel:
             if xid not in self.sent:
                 raise BadSignature(f"{self.peer.name} gives a receipt for a statement never sent", detail="receipt")
             self.peer.verify(receipt_bytes(xid), signature)
+        if evidence.seen > (size := self.ledger.head.size):
+            hint = "this ledger was restored from a backup, or the other side errs; keep both as they are"
+            raise Rewritten(f"{self.peer.name} saw {evidence.seen} lines of this ledger, which has {size}", hint)
+        if evidence.cosignature:
+            try:
+                self._own_head(evidence.seen).verify_cosignature(self.peer, evidence.cosignature)
+            except BadSignature as error:
+                raise BadSignature(f"{self.peer.name} cosigned another past", detail="cosignature") from error
         head = Checkpoint.open(evidence.note, self.peer)
         newest = max(self._heads, default=0)
         if head.size < newest or self._heads.get(head.size, head.root) != head.root:

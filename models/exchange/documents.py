@@ -86,6 +86,7 @@ class Order(Document):
     round: Annotated[int, Field(ge=0)]
     visit: Literal["survey", "train", "evaluate", "close"]
     base: Digest  # of the model that comes with it (none comes with `survey` and `close`: of the newest)
+    witnesses: Digest | None = None  # of the roster of hospitals whose cosignatures come with it
 
 
 class Examples(Settings):

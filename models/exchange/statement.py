@@ -141,12 +141,16 @@ class Evidence:
         proofs: RFC 6962 consistency proofs to the head in `note`, by size of the earlier head: one for
             each head that may be the newest one that the receiver saw (an answer can get lost).
         seen: Size of the receiver's head that the sender saw last.
+        cosignature: The sender's word as a witness that it saw that head; empty if it saw none.
+        testimony: An encoded `witness.Testimony` of the coordinator, or empty.
     """
 
     receipt: tuple[str, bytes] | None
     note: str
     proofs: Mapping[int, tuple[bytes, ...]]
     seen: int
+    cosignature: bytes = b""
+    testimony: bytes = b""
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,13 @@ from models.exchange.spec import Vector
 from models.exchange.statement import Envelope, Evidence
 
 ENVELOPE = "intramural"  # the ConfigRecord's key
+FAREWELL = "farewell"  # its key if it holds evidence alone
 ARRAYS = "arrays"  # the ArrayRecord's key, as in Flower's own strategies
 VECTOR = "vector"  # the only array in it
 
 _STYPE = "numpy.ndarray"
-_BYTES = ("statement", "signature", "body", "note", "receipt_xid", "receipt")
+_MESSAGE = ("statement", "signature", "body")
+_EVIDENCE = ("note", "receipt_xid", "receipt", "cosignature", "testimony")
 _OTHERS = ("heads", "proofs", "seen")
 _MAX_NOTE = 4096  # bytes; the note becomes part of a ledger line
 _MAX_NUMBER = 2**53 - 1  # what canonical JSON can hold, and so a ledger line
@@ -36,21 +38,8 @@ def pack(envelope: Envelope, array: Array | None = None) -> RecordDict:
         envelope: What is to travel.
         array: Its vector, if it is packed already; several messages can share one.
     """
-    evidence = envelope.evidence
-    xid, receipt = evidence.receipt or ("", b"")
-    fields = ConfigRecord(
-        {
-            "statement": envelope.statement,
-            "signature": envelope.signature,
-            "body": envelope.body,
-            "note": evidence.note.encode(),
-            "receipt_xid": xid.encode(),
-            "receipt": receipt,
-            "heads": list(evidence.proofs),
-            "proofs": [b"".join(proof) for proof in evidence.proofs.values()],
-            "seen": evidence.seen,
-        }
-    )
+    fields = _fields(envelope.evidence)
+    fields.update(statement=envelope.statement, signature=envelope.signature, body=envelope.body)
     records = RecordDict({ENVELOPE: fields})
     if envelope.vector is not None:
         records[ARRAYS] = ArrayRecord({VECTOR: array or pack_vector(envelope.vector)})
@@ -72,35 +61,86 @@ def unpack(records: RecordDict, size: int | None = None) -> Envelope:
     fields = records.get(ENVELOPE)
     if not isinstance(fields, ConfigRecord) or set(records) - {ENVELOPE, ARRAYS}:
         raise Malformed("the message is not an envelope", detail="records")
-    texts = [fields.get(key) for key in _BYTES]
-    heads, proofs, seen = fields.get("heads"), fields.get("proofs"), fields.get("seen")
+    texts = _texts(fields, _MESSAGE)
+    return Envelope(**texts, evidence=_evidence(fields, _MESSAGE), vector=_vector(records, size))
+
+
+def pack_farewell(evidence: Evidence) -> RecordDict:
+    """Put evidence alone into Flower records."""
+    return RecordDict({FAREWELL: _fields(evidence)})
+
+
+def unpack_farewell(records: RecordDict) -> Evidence:
+    """Take evidence alone out of Flower records.
+
+    Raises:
+        Malformed: There is none, or there is more.
+        TooLarge: Above the limit.
+    """
+    fields = records.get(FAREWELL)
+    if not isinstance(fields, ConfigRecord) or set(records) != {FAREWELL}:
+        raise Malformed("the message is no farewell", detail="records")
+    return _evidence(fields)
+
+
+def is_farewell(records: RecordDict) -> bool:
+    """Whether a message is a farewell: evidence, and nothing that it accompanies."""
+    return FAREWELL in records
+
+
+def _fields(evidence: Evidence) -> ConfigRecord:
+    xid, receipt = evidence.receipt or ("", b"")
+    return ConfigRecord(
+        {
+            "note": evidence.note.encode(),
+            "receipt_xid": xid.encode(),
+            "receipt": receipt,
+            "cosignature": evidence.cosignature,
+            "testimony": evidence.testimony,
+            "heads": list(evidence.proofs),
+            "proofs": [b"".join(proof) for proof in evidence.proofs.values()],
+            "seen": evidence.seen,
+        }
+    )
+
+
+def _evidence(fields: ConfigRecord, others: tuple[str, ...] = ()) -> Evidence:
+    texts = _texts(fields, _EVIDENCE)
+    heads, proofs, seen = (fields.get(key) for key in _OTHERS)
     if (
-        fields.keys() != {*_BYTES, *_OTHERS}
-        or not all(isinstance(text, bytes) for text in texts)
+        fields.keys() != {*others, *_EVIDENCE, *_OTHERS}
         or not (type(seen) is int and 0 <= seen <= _MAX_NUMBER)
         or not (isinstance(heads, list) and isinstance(proofs, list) and len(heads) == len(proofs) <= _MAX_PROOFS)
         or not all(isinstance(head, int) and head >= 0 for head in heads)
         or not all(isinstance(proof, bytes) and len(proof) <= _MAX_PROOF and not len(proof) % 32 for proof in proofs)
     ):
-        raise Malformed("the envelope lacks a field, or has one of another type", detail="fields")
-    if max(len(cast(bytes, text)) for text in texts) > MAX_DOCUMENT:
-        raise TooLarge("a field of the envelope is above the limit", detail="document")
-    statement, signature, body, note, xid, receipt = cast(list[bytes], texts)
-    if len(note) > _MAX_NOTE:
+        raise Malformed("the evidence lacks a field, or has one of another type", detail="fields")
+    if len(texts["note"]) > _MAX_NOTE:
         raise TooLarge("the signed head is above the limit", detail="note")
     try:
-        evidence = Evidence(
-            receipt=(xid.decode("ascii"), receipt) if xid else None,
-            note=note.decode(),
+        return Evidence(
+            receipt=(texts["receipt_xid"].decode("ascii"), texts["receipt"]) if texts["receipt_xid"] else None,
+            note=texts["note"].decode(),
             proofs={
                 head: tuple(proof[start : start + 32] for start in range(0, len(proof), 32))
                 for head, proof in zip(cast(list[int], heads), cast(list[bytes], proofs), strict=True)
             },
             seen=seen,
+            cosignature=texts["cosignature"],
+            testimony=texts["testimony"],
         )
     except UnicodeDecodeError as error:
-        raise Malformed("the envelope's text is not UTF-8", detail="text") from error
-    return Envelope(statement, signature, body, evidence, _vector(records, size))
+        raise Malformed("the evidence's text is not UTF-8", detail="text") from error
+
+
+def _texts(fields: ConfigRecord, keys: tuple[str, ...]) -> dict[str, bytes]:
+    texts = {key: fields.get(key) for key in keys}
+    if not all(isinstance(text, bytes) for text in texts.values()):
+        raise Malformed("the envelope lacks a field, or has one of another type", detail="fields")
+    known = cast(dict[str, bytes], texts)
+    if max(map(len, known.values())) > MAX_DOCUMENT:
+        raise TooLarge("a field of the envelope is above the limit", detail="document")
+    return known
 
 
 def pack_vector(vector: Vector) -> Array:

@@ -17,8 +17,8 @@ from models.ledger.events import Entry, Event, Record
 from models.ledger.keys import Signer, Verifier
 from models.ledger.log import Ledger
 from models.ledger.merkle import Tree, leaf_hash, verify_consistency, verify_inclusion
-from models.ledger.note import Checkpoint, open_note, sign_note
-from models.ledger.reading import Opened, read
+from models.ledger.note import Checkpoint, add_cosignatures, cosigners, open_note, sign_note
+from models.ledger.reading import Opened, Parting, read, read_partings
 
 __all__ = [
     "Checkpoint",
@@ -26,13 +26,17 @@ __all__ = [
     "Event",
     "Ledger",
     "Opened",
+    "Parting",
     "Record",
     "Signer",
     "Tree",
     "Verifier",
+    "add_cosignatures",
+    "cosigners",
     "leaf_hash",
     "open_note",
     "read",
+    "read_partings",
     "sign_note",
     "verify_consistency",
     "verify_inclusion",

@@ -27,7 +27,7 @@ from models.errors import BadSignature, ConfigError, Malformed
 from models.ledger import disk
 
 _NAME = re.compile(r"[^\s+\x00-\x1f\ud800-\udfff]+")
-_ED25519 = b"\x01"
+_ED25519, _COSIGNER = b"\x01", b"\x04"
 _SECRET = "PRIVATE+KEY+"  # noqa: S105 - the marker of the format, not a secret
 
 
@@ -72,6 +72,11 @@ class Verifier:
     def key_id(self) -> bytes:
         """Four bytes that name the key on a signature; a label, not a fingerprint."""
         return hashlib.sha256(self.name.encode() + b"\n" + _ED25519 + self.key).digest()[:4]
+
+    @cached_property
+    def cosigner_id(self) -> bytes:
+        """Four bytes that name the key on a cosignature (C2SP tlog-cosignature, type 0x04)."""
+        return hashlib.sha256(self.name.encode() + b"\n" + _COSIGNER + self.key).digest()[:4]
 
     @property
     def vkey(self) -> str:

@@ -26,7 +26,7 @@ from models.ledger.events import START, Entry, Event, Record
 from models.ledger.keys import Signer
 from models.ledger.merkle import Tree
 from models.ledger.note import Checkpoint
-from models.ledger.reading import CHECKPOINT, LINES, MANIFESTS, Opened, read, read_manifest, rewritten
+from models.ledger.reading import CHECKPOINT, LINES, MANIFESTS, PARTED, Opened, read, read_manifest, rewritten
 
 _LOCK = "lock"
 _RESERVED = ("origin", "vkey", "software")
@@ -208,6 +208,29 @@ class Ledger:
             Rewritten: The file is no longer what was stored.
         """
         return read_manifest(self.folder, name)
+
+    def part(self, study: str, peer: str, *, theirs: str, ours: str) -> None:
+        """Keep what the other side signed last in a study, durable when this returns.
+
+        Args:
+            study: The study's digest.
+            peer: The other side's name.
+            theirs: The signed head of its ledger.
+            ours: A signed head of this ledger, cosigned by it.
+
+        Raises:
+            NotAppended: It is not known to be durable.
+        """
+        path = self.folder / PARTED / f"{study}-{peer}.json"
+        with self._mutex:
+            self._require_usable()
+            try:
+                if not path.parent.exists():
+                    path.parent.mkdir()
+                    disk.sync_folder(self.folder)
+                disk.publish(path, canonical({"v": 1, "study": study, "peer": peer, "theirs": theirs, "ours": ours}))
+            except OSError as error:
+                raise NotAppended(f"{path}: could not be kept: {error.strerror}", _DISK) from error
 
     def close(self) -> None:
         """Let others write. Nothing is lost without it; a closed ledger refuses to append."""

@@ -3,6 +3,7 @@
     ledger.jsonl          one line per event, each naming the hash of the line before; only ever appended to
     checkpoint            how many lines there are and the root of their tree, signed (replaced as a whole)
     manifests/<sha>.json  long lists that a line names by digest, written before that line
+    parted/<who>.json     what another party signed last in a study that is over: its own head, and this one's
 
     opened = read(folder, Verifier.parse(vkey))     # raises if one byte of the past has changed
 
@@ -15,13 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.errors import BadSignature, LedgerError, Malformed, Rewritten
-from models.ledger.canonical import digest
+from models.ledger.canonical import digest, parse
 from models.ledger.events import START, Event, Record, is_digest
 from models.ledger.keys import Verifier
 from models.ledger.merkle import Tree
 from models.ledger.note import Checkpoint
 
-LINES, CHECKPOINT, MANIFESTS = "ledger.jsonl", "checkpoint", "manifests"
+LINES, CHECKPOINT, MANIFESTS, PARTED = "ledger.jsonl", "checkpoint", "manifests", "parted"
 TAMPERED = "keep the folder as it is, for whoever investigates, and restore a backup elsewhere"
 
 
@@ -131,6 +132,44 @@ def read_manifest(folder: Path, name: str) -> bytes:
     if digest(content) != name:
         raise rewritten(path, "is not what was stored under this name")
     return content
+
+
+@dataclass(frozen=True)
+class Parting:
+    """What another party signed last in a study; nothing of it is checked yet.
+
+    Attributes:
+        study: The study's digest.
+        peer: The other party's name.
+        theirs: The signed head of its ledger.
+        ours: A signed head of this ledger, cosigned by it.
+    """
+
+    study: str
+    peer: str
+    theirs: str
+    ours: str
+
+
+def read_partings(folder: Path) -> list[Parting]:
+    """What other parties signed last in the studies that are over.
+
+    Args:
+        folder: The ledger's folder.
+
+    Raises:
+        Malformed: A file of them cannot be read.
+    """
+    found = []
+    for path in sorted((folder / PARTED).glob("*.json")):
+        try:
+            value = parse(path.read_bytes())
+            if value.pop("v") != 1 or not all(isinstance(item, str) for item in value.values()):
+                raise ValueError
+            found.append(Parting(**value))
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            raise Malformed(f"{path}: cannot be read", "restore it from a backup; the ledger itself is whole") from None
+    return found
 
 
 def rewritten(path: Path, what: str) -> Rewritten:

@@ -76,7 +76,7 @@ _SOFTWARE = record({"name": _WORD, "version": _WORD, "python": _WORD})
 
 
 def _offered(kind: str) -> dict[str, Form]:
-    return {"statement": narrowed(STATEMENT, "kind", one_of(kind)), "signature": SIGNATURE}
+    return {"statement": narrowed(STATEMENT, "kind", one_of(kind)), "signature": SIGNATURE, "size": count(1)}
 
 
 def _received(*kinds: str) -> dict[str, Form]:
@@ -92,6 +92,7 @@ def _received(*kinds: str) -> dict[str, Form]:
     }
 
 
+_COSIGNED = {"cosignature": hexadecimal(144)}
 _METRICS = {"metrics": mapping(_WORD, number()), "evaluated": number(above=0)}
 _INPUT = record({"silo": NAME, "xid": DIGEST, "digest": DIGEST, "weight": number(above=0)})
 
@@ -130,23 +131,28 @@ ROWS: Mapping[Event, _Row] = {
     ),
     Event.STUDY_REVOKED: _Row(record({"name": NAME, "by": one_of("person"), "decision": DIGEST})),
     Event.ORDER_OFFERED: _Row(record(_offered("order")), round=_ROUND),
-    Event.ORDER_RECEIVED: _Row(record(_received("order")), round=_ROUND),
-    Event.ORDER_REJECTED: _Row(record({"code": CODE}), NULL),
+    Event.ORDER_RECEIVED: _Row(record(_received("order"), _COSIGNED), round=_ROUND),
+    Event.ORDER_REJECTED: _Row(record({"code": CODE}, {"evidence": DIGEST}), NULL),
     Event.UPDATE_OFFERED: _Row(record({**_offered("update"), "base": DIGEST}), round=_ROUND),
     Event.UPDATE_RECEIVED: _Row(
-        record({**_received("update"), "base": DIGEST, "digest": DIGEST, "weight": number(above=0)}, _METRICS),
+        record(
+            {**_received("update"), "base": DIGEST, "digest": DIGEST, "weight": number(above=0)}, _COSIGNED | _METRICS
+        ),
         round=_ROUND,
     ),
     Event.REPORT_OFFERED: _Row(record(_offered("report")), round=_ROUND),
-    Event.REPORT_RECEIVED: _Row(record(_received("report"), _METRICS), round=_ROUND),
+    Event.REPORT_RECEIVED: _Row(record(_received("report"), _COSIGNED | _METRICS), round=_ROUND),
     Event.SURVEY_OFFERED: _Row(record(_offered("survey")), round=_ROUND),
-    Event.SURVEY_RECEIVED: _Row(record(_received("survey")), round=_ROUND),
+    Event.SURVEY_RECEIVED: _Row(record(_received("survey"), _COSIGNED), round=_ROUND),
     Event.REFUSAL_OFFERED: _Row(record(_offered("refusal")), round=_ROUND),
-    Event.REFUSAL_RECEIVED: _Row(record({**_received("refusal"), "code": CODE}), round=_ROUND),
+    Event.REFUSAL_RECEIVED: _Row(record({**_received("refusal"), "code": CODE}, _COSIGNED), round=_ROUND),
     Event.CLOSING_OFFERED: _Row(record(_offered("closing")), round=_ROUND),
-    Event.CLOSING_RECEIVED: _Row(record(_received("closing")), round=_ROUND),
+    Event.CLOSING_RECEIVED: _Row(record(_received("closing"), _COSIGNED), round=_ROUND),
     Event.REPLY_REJECTED: _Row(
-        either(record({**_received(*KINDS), "code": CODE}), record({"silo": NAME, "order": DIGEST, "code": CODE})),
+        either(
+            record({**_received(*KINDS), "code": CODE}, _COSIGNED),
+            record({"silo": NAME, "order": DIGEST, "code": CODE}),
+        ),
         round=_ROUND,
     ),
     Event.SILO_SILENT: _Row(record({"silo": NAME, "order": DIGEST}), round=_ROUND),

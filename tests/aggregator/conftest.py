@@ -127,7 +127,11 @@ class Hospital:
         return self._channels[agreement.study]
 
     def answer(self, message: Message) -> Message:
-        """Answer an order, honestly or not."""
+        """Answer an order, honestly or not; or a farewell."""
+        if wire.is_farewell(message.content):
+            (channel,) = self._channels.values()
+            channel.part(wire.unpack_farewell(message.content))
+            return Message(wire.pack_farewell(channel.farewell()), reply_to=message)
         envelope = wire.unpack(message.content)
         order = Order.decode(envelope.body)
         channel = self.channel(order.agreement)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, MetricRecord, RecordDict
 
-from aggregator import intake, rounds
+from aggregator import intake, visits
 from aggregator.intake import MAX_EXAMPLES, Asked
 from models.errors import IntramuralError, NotAppended
 from models.exchange import wire
@@ -340,9 +340,9 @@ TABLE: dict[str, tuple[Poison, str]] = {
     # messages
     "an error with a patient's name": (
         lambda h, o, a: Error(2, f"<class 'FileNotFoundError'>: /data/{PATIENT}/IM1.dcm"),
-        "flower-error-2",
+        "app-failed",
     ),
-    "an error that is a patient's name": (lambda h, o, a: Error(2, "doe-john"), "flower-error-2"),
+    "an error that is a patient's name": (lambda h, o, a: Error(2, "doe-john"), "app-failed"),
     "an error without a word": (lambda h, o, a: Error(17), "flower-error-17"),
     "an empty message": (lambda h, o, a: RecordDict(), "malformed.records"),
     "a message of any other Flower app": (lambda h, o, a: GARBAGE, "malformed.records"),
@@ -440,7 +440,7 @@ def test_a_study_of_nothing_but_poison_ends_with_the_model_it_began_with(toy: Ca
 def test_a_silent_silo_is_written_down_and_the_others_go_on(
     toy: Callable[..., Toy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rounds, "_POLL", 0.001)
+    monkeypatch.setattr(visits, "POLL", 0.001)
     world = toy(rounds=1, deadline=0.01)
     world.hospitals["north"].silent = True
     outcome = world.run()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aggregator import rounds
+from aggregator import visits
 from aggregator.rounds import run
 from aggregator.study import Study
 from models.errors import ConfigError, IntramuralError, Locked, Malformed, SpecMismatch
@@ -237,7 +237,7 @@ def test_a_changed_plan_is_not_taken_for_the_study_beside_it(parts: tuple[Path, 
 
 
 def test_a_study_knows_its_place_after_every_round(toy: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rounds, "_POLL", 0.001)
+    monkeypatch.setattr(visits, "POLL", 0.001)
     world = toy(rounds=3, min_silos=4, deadline=0.01)
     study = world.study
     place = study.position

@@ -1,0 +1,161 @@
+"""Hospitals are each other's witnesses: whoever is shown another past than most trains on it no further."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import pytest
+from flwr.app import Message
+
+from aggregator import LocalGrid, Study, run
+from aggregator.audit import reconcile, verify
+from aggregator.history import History, Round
+from models.ledger import Checkpoint, Event, Record, Verifier, read
+
+Plan = Callable[..., Path]
+
+
+class Left(Exception):  # noqa: N818
+    """The study is left here, as when its process is killed."""
+
+
+def play(folder: Path, sites: list[Path], until: int | None = None) -> list[Round]:
+    """Go on with a study, to its end or until a round is over."""
+
+    def stop(history: History) -> None:
+        if len(history.rounds) - 1 == until:
+            raise Left
+
+    with Study.open(folder) as study, LocalGrid(sites) as grid:
+        try:
+            return run(study, grid, on_round=stop).history.rounds
+        except Left:
+            pass
+    return []
+
+
+def lines(site: Path, event: Event) -> list[Record]:
+    return [r for r in read(site.parent / "work" / "ledger").records if r.event == event]
+
+
+@pytest.fixture
+def study(write_plan: Plan, tmp_path: Path, hospitals: list[Path]) -> Path:
+    """A study of four rounds of which one is over; one hospital is enough for a round."""
+    plan = write_plan(rounds=4)
+    plan.write_text(plan.read_text().replace("min_silos = 2", "min_silos = 1"))
+    Study.create(plan, tmp_path / "study").close()
+    play(tmp_path / "study", hospitals, until=1)
+    return tmp_path / "study"
+
+
+def test_of_two_histories_the_smaller_group_follows_the_other_one_for_a_round_and_no_further(
+    study: Path, hospitals: list[Path], tmp_path: Path
+) -> None:
+    fork = Path(shutil.copytree(study, tmp_path / "fork"))
+    most, one = hospitals[:2], hospitals[2:]
+    kept = play(study, most)
+    assert [sorted(item.accepted) for item in kept[2:]] == [["east", "north"]] * 3
+
+    lost = play(fork, one)
+    assert [item.accepted for item in lost[2:]] == [["south"], [], []]
+    assert [item.refused.get("south") for item in lost[2:]] == [None, "not-witnessed", "not-witnessed"]
+    assert len(lines(one[0], Event.UPDATE_OFFERED)) == 2
+    # What it was shown is signed: the other history's hospitals need no more to prove the two.
+    heads = {r.body["size"]: r.body["root"] for r in lines(one[0], Event.ORDER_RECEIVED)}
+    others = {r.body["size"]: r.body["root"] for r in lines(most[0], Event.ORDER_RECEIVED)}
+    assert any(heads[size] != others[size] for size in heads.keys() & others.keys())
+    assert not reconcile(study / "ledger", one[0].parent / "work" / "ledger").ok
+
+
+def test_a_coordinator_that_went_back_to_a_backup_is_refused_at_once_and_both_heads_are_kept(
+    study: Path, hospitals: list[Path], tmp_path: Path
+) -> None:
+    backup = shutil.copytree(study, tmp_path / "backup")
+    play(study, hospitals, until=2)
+    shutil.rmtree(study)
+    shutil.copytree(backup, study)
+    rounds = play(study, hospitals)
+    assert all(item.void for item in rounds[2:])
+    # The first order is the one that they know, word for word; from the next on there are two.
+    assert [set(item.refused.values()) for item in rounds[2:]] == [{"replayed"}, *[{"ledger-rewritten"}] * 2]
+    for site in hospitals:
+        work = site.parent / "work"
+        (first, *_) = [r for r in lines(site, Event.ORDER_REJECTED) if r.body["code"] == "ledger-rewritten"]
+        kept = json.loads(
+            (site.parent / "work" / "ledger" / "manifests" / f"{first.body['evidence']}.json").read_text()
+        )
+        key = Verifier.parse(lines(site, Event.STUDY_APPROVED)[0].body["recipient_key"])
+        now, before = (Checkpoint.open(kept[name], key) for name in ("head", "before"))
+        assert now.root != before.root
+        assert verify(work / "ledger").ok
+
+
+class Deaf(LocalGrid):
+    """A grid whose coordinator dies when the hospitals have answered in round 2, and hears none of it."""
+
+    def __init__(self, sites: Iterable[Path]) -> None:
+        super().__init__(list(sites))
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
+        replies = list(super().pull_messages(message_ids))
+        if any(reply.metadata.group_id == "2" for reply in replies):
+            raise Left
+        yield from replies
+
+
+def test_a_study_whose_answers_were_all_lost_goes_on_by_itself_to_the_same_model(
+    study: Path, hospitals: list[Path], tmp_path: Path
+) -> None:
+    calm = tmp_path / "calm"
+    shutil.copytree(study, calm / "study")
+    shutil.copytree(hospitals[0].parent.parent, calm / "hospitals")
+    expected = play(calm / "study", [calm / "hospitals" / site.parent.name / "site.toml" for site in hospitals])
+
+    with Study.open(study) as opened, Deaf(hospitals) as grid, pytest.raises(Left):
+        run(opened, grid)
+    rounds = play(study, hospitals)
+    assert [item.model for item in rounds] == [item.model for item in expected]
+    # Each saw a head that nobody could vouch for: each refused once, and was asked again.
+    assert [len(lines(site, Event.REFUSAL_OFFERED)) for site in hospitals] == [1, 1, 1]
+    for site in hospitals:
+        assert reconcile(study / "ledger", site.parent / "work" / "ledger").ok
+
+
+def test_with_one_hospital_away_the_others_are_enough(study: Path, hospitals: list[Path]) -> None:
+    rounds = play(study, hospitals[:2])
+    assert [len(item.accepted) for item in rounds[1:]] == [3, 2, 2, 2]
+
+
+def test_one_hospital_of_three_is_not_enough(study: Path, hospitals: list[Path]) -> None:
+    rounds = play(study, hospitals[:1])
+    # It may follow one order: what it was shown before was seen by all. After that nobody vouches.
+    assert [len(item.accepted) for item in rounds[1:]] == [3, 1, 0, 0]
+
+
+def test_each_side_keeps_the_last_head_of_the_other(study: Path, hospitals: list[Path]) -> None:
+    play(study, hospitals)
+    ours = read(study / "ledger")
+    for site in hospitals:
+        folder = site.parent / "work" / "ledger"
+        theirs = read(folder)
+        for opened, other in ((theirs, ours), (ours, theirs)):
+            files = [json.loads(p.read_text()) for p in (opened.folder / "parted").glob("*.json")]
+            (kept,) = [item for item in files if item["peer"] == other.verifier.name]
+            last = Checkpoint.open(kept["theirs"], other.verifier)
+            assert (last.size, last.root) == (other.head.size, other.head.root)
+
+
+def test_a_farewell_that_was_changed_afterwards_is_found(study: Path, hospitals: list[Path]) -> None:
+    play(study, hospitals)
+    folder = hospitals[0].parent / "work" / "ledger"
+    (path,) = (folder / "parted").glob("*.json")
+    values = json.loads(path.read_text())
+    assert verify(folder).ok
+    for name in ("theirs", "ours"):
+        note = values[name].split("\n")
+        forged = {**values, name: "\n".join([note[0], str(int(note[1]) - 1), *note[2:]])}
+        path.write_text(json.dumps(forged, sort_keys=True, separators=(",", ":"), ensure_ascii=False))
+        assert any("farewell" in problem for problem in verify(folder).problems)
+    path.write_text("{}")
+    assert any(str(path) in problem for problem in verify(folder).problems)
