@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from aggregator import writing_cli
-from aggregator.audit import as_json, check, prove, reconcile, verify
+from aggregator.audit import Checked, Origin, as_json, check, check_model, prove, reconcile, verify
 from aggregator.audit.ledgers import ledger_folder
+from aggregator.audit.origin import PROOF
 from aggregator.audit.proofs import load
 from models.console import OK, UNVERIFIED, run_command, show_json, show_table
 from models.ledger import Verifier, read
@@ -48,8 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     proof.add_argument("--out", type=Path, required=True, help="the file; nothing is overwritten")
     proof.set_defaults(run=_prove)
 
-    shown = commands.add_parser("check", help="check such a file; it needs no ledger")
-    shown.add_argument("proof", type=Path, nargs="+", help="file that `prove` made")
+    shown = commands.add_parser("check", help="check such a file, or the folder of a released model; needs no ledger")
+    shown.add_argument("proof", type=Path, nargs="+", help="file that `prove` made, or folder that `release` made")
     shown.add_argument(
         "--key", nargs="+", action="extend", default=[], help="public keys (vkey) of the parties, from them"
     )
@@ -155,11 +156,14 @@ def _prove(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> int:
     keys = [Verifier.parse(key) for key in arguments.key]
-    found = [check(load(path), keys) for path in arguments.proof]
+    found = [_checked(path, keys) for path in arguments.proof]
     if arguments.json:
         show_json([as_json(item) for item in found])
         return OK if all(item.ok for item in found) else UNVERIFIED
     for path, item in zip(arguments.proof, found, strict=True):
+        if isinstance(item, Origin):
+            _show_origin(item)
+            continue
         size = item.head.size if item.head else "?"
         rows = [
             (
@@ -175,6 +179,36 @@ def _check(arguments: argparse.Namespace) -> int:
             print(f"  {name}: {key} ({'the key given' if name in item.trusted else 'as the file says'})")
         print("\n".join(["  ok"] if item.ok else [f"  FAILED: {problem}" for problem in item.problems]))
     return OK if all(item.ok for item in found) else UNVERIFIED
+
+
+def _checked(path: Path, keys: Sequence[Verifier]) -> Checked | Origin:
+    """What a proof file shows; a folder, or the proof file in it, is a released model's."""
+    if path.is_dir() or path.name == PROOF:
+        return check_model(path if path.is_dir() else path.parent, keys)
+    return check(load(path), keys)
+
+
+def _show_origin(item: Origin) -> None:
+    metrics = sorted({name for told in item.measured.values() for name in told})
+    rows = [
+        (
+            silo,
+            "yes" if silo in item.inputs else "-",
+            *(item.measured.get(silo, {}).get(name) for name in metrics),
+            item.keys[silo],
+            "the key given" if silo in item.trusted else "as the file says",
+        )
+        for silo in sorted(item.keys)
+    ]
+    show_table(
+        f"{item.folder}: model {item.model}, made by round {item.round} of {item.name}, study {item.study}",
+        ("hospital", "its update went in", *(f"{name}, signed" for name in metrics), "key", "which is"),
+        rows,
+    )
+    own = "the key given" if item.party in item.trusted else "as the file says"
+    print(f"  {item.party}: {item.vkey} ({own})")
+    print(f"  released {item.released or '?'}; {item.files} files are as they were released")
+    print("\n".join(["  ok"] if item.ok else [f"  FAILED: {problem}" for problem in item.problems]))
 
 
 def _replay(arguments: argparse.Namespace) -> int:

@@ -67,6 +67,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     _json(show)
     show.set_defaults(run=_show)
 
+    release = commands.add_parser(
+        "release", help="write a closed study's model with its card and proof, as MONAI bundle"
+    )
+    release.add_argument("study", type=Path, help="study folder")
+    release.add_argument("out", type=Path, help="a new or empty folder")
+    release.add_argument("--license", type=Path, help="text under which the model is handed out")
+    release.add_argument("--exact-counts", action="store_true", help="hand on counts that hospitals told exactly")
+    _json(release)
+    release.set_defaults(run=_release)
+
     init = commands.add_parser("init", help="make a service folder: certificates, keys, and the file for the hospitals")
     init.add_argument("home", type=Path, help="a new or empty folder")
     init.add_argument("--address", metavar="HOST:PORT", help="what hospitals dial; needed for a new folder")
@@ -207,6 +217,18 @@ def _show(arguments: argparse.Namespace) -> int:
     print(f"{plan.name}@{agreement.study}\n{plan.purpose}")
     print(f"{plan.task.name} with {plan.task.network.name}, {plan.strategy.name}, {plan.rounds} rounds")
     show_history(history)
+    return OK
+
+
+def _release(arguments: argparse.Namespace) -> int:
+    from aggregator.release import release
+
+    told = release(arguments.study, arguments.out, licence=arguments.license, exact_counts=arguments.exact_counts)
+    if arguments.json:
+        show_json({"study": told.agreement.study, "round": told.round, "model": told.model, "out": arguments.out})
+    else:
+        print(f"{arguments.out}: the model of round {told.round} of {told.plan.name}\nsha256 {told.model}")
+        print(f"Anybody can check it: intramural-audit check {arguments.out} --key {told.agreement.coordinator_key}")
     return OK
 
 

@@ -1,4 +1,4 @@
-"""A page for people: headings, sentences, tables and figures, as HTML that prints and as Markdown.
+"""A page for people: headings, sentences, tables, figures and lines to type, as HTML that prints and as Markdown.
 
 The HTML is one file that loads nothing: no script, no font, no image from elsewhere, and a policy in its
 head that forbids a browser to fetch any. Every text is escaped here, and only here, since a study's purpose
@@ -80,7 +80,14 @@ class Verdict:
     text: str
 
 
-Item = str | Table | Figure | Gallery | Verdict
+@dataclass(frozen=True)
+class Code:
+    """Lines to type, shown as they are; our own words only, since nothing in them is escaped in Markdown."""
+
+    text: str
+
+
+Item = str | Table | Figure | Gallery | Verdict | Code
 
 
 @dataclass(frozen=True)
@@ -174,6 +181,8 @@ def _html(item: Item) -> str:
     match item:
         case Verdict(ok, text):
             return f'<p class="verdict{"" if ok else " bad"}">{html.escape(text)}</p>'
+        case Code(text):
+            return f"<pre>{html.escape(text)}</pre>"
         case Figure(caption, svg):
             return f"<figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>"
         case Gallery(pictures):
@@ -210,6 +219,8 @@ def _markdown(item: Item) -> str:
     match item:
         case Verdict(ok, text):
             return f"**{'OK' if ok else 'FAILED'}:** {_mark(text)}"
+        case Code(text):
+            return f"```\n{text}\n```"
         case Figure(caption):
             return f"*{_mark(caption)} (drawn in the HTML page.)*"
         case Gallery(pictures):

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from aggregator import Study, run
+from aggregator import LocalGrid, Study, run
+from aggregator.release import release
 from models.errors import DataError
 from models.exchange import wire
 from models.exchange.channel import Channel
@@ -86,6 +87,23 @@ def test_a_leaking_hospital_would_be_caught(
     with Study.create(write_plan(rounds=1), tmp_path / "study") as study, tapped_grid(hospitals) as grid:
         run(study, grid)
     assert search(planted, grid.tapped) == {planted[0]}
+
+
+def test_a_released_model_holds_no_identifier_even_of_a_hospital_that_leaks(
+    hospitals: list[Path],
+    write_plan: Callable[..., Path],
+    tmp_path: Path,
+    search: Search,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    planted = identifiers(hospitals)
+    monkeypatch.setattr(visit, "software", lambda: {"note": planted[0], "torch": planted[1]})
+    with Study.create(write_plan(rounds=1), tmp_path / "study") as study, LocalGrid(hospitals) as grid:
+        run(study, grid)
+    release(tmp_path / "study", tmp_path / "model")
+    assert search(planted, files_below(tmp_path / "study")) == set(planted[:2])
+    assert search(planted, files_below(tmp_path / "model")) == set()
+    assert search([str(tmp_path)], files_below(tmp_path / "model")) == set()
 
 
 def _fail(*_: object, **__: object) -> Any:

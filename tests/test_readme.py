@@ -25,7 +25,7 @@ def test_the_walk_of_the_readme_works_as_typed(
 ) -> None:
     block = README.split("<!-- walk")[1].split("###")[0]
     lines = [line.strip() for line in block.splitlines() if line.startswith("    intramural-")]
-    assert len(lines) == 11
+    assert len(lines) == 13
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     monkeypatch.chdir(tmp_path)
     for line in lines:

@@ -13,6 +13,7 @@ import pytest
 from aggregator import LocalGrid, Study, run
 from aggregator.audit.replay import replay
 from aggregator.audit_cli import main
+from aggregator.release import release
 from models.ledger import Event, read
 from models.ledger.vocabulary import json_schema
 from silos.config import Site
@@ -73,6 +74,10 @@ def test_a_study_can_be_checked_by_a_third_person_line_by_line_file_by_file_and_
     assert max(file.stat().st_size for file in (hub_file, silo_file)) < 12_000
     keys = [read(folder / "ledger").verifier.vkey for folder in (study, silo)]
 
+    # the model with its papers
+    model = study.parent / "model"
+    release(study, model)
+
     # and on a machine without anything
     for arguments, said in (
         (("verify", study, silo), "ok"),
@@ -80,13 +85,16 @@ def test_a_study_can_be_checked_by_a_third_person_line_by_line_file_by_file_and_
         (("reconcile", hub_file, silo_file), "agree"),
         (("check", hub_file, silo_file, "--key", *keys), "the key given"),
         (("show", silo), "update.offered"),
-        (("schema",), "study.closed"),
+        (("check", model, "--key", *keys), "5 files are as they were released"),
+        (("schema",), "model.released"),
         (("prove", silo, "--documents", "--out", study.parent / "more.proof"), "lines of the ledger of north"),
     ):
         done = stranger(*arguments)
         assert done.returncode == 0, done.stderr
         assert said in done.stdout
         assert "Traceback" not in done.stderr
+    (model / "configs" / "logging.conf").write_text("[loggers]")
+    assert stranger("check", model).returncode == 3
     line = silo / "ledger" / "ledger.jsonl"
     line.write_bytes(line.read_bytes().replace(b"order.received", b"order.rejected", 1))
     assert stranger("verify", silo).returncode == 3

@@ -1,6 +1,6 @@
 """What a proof file shows to whoever has nothing else; `proofs` says what that is, and what it is not."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,20 +89,15 @@ def check(proof: Proof, keys: Sequence[Verifier] = ()) -> Checked:
             must be among them. Without one, the file shows only that it agrees with itself.
     """
     given = {key.name: key for key in keys}
-    own = given.get(proof.verifier.name, proof.verifier)
     result = Checked(proof.verifier.name, proof.peer, proof.of, proof.study)
-    if own != proof.verifier:
-        result.problems.append(f"it is signed with another key than the one given for {own.name}")
+    if proof.of == "model":
+        result.problems.append("it shows no exchange but where a model comes from: give the release's folder")
+    head = signed_head(proof, given, result.problems)
+    if head is None:
         return result
-    if given and own.name not in given:
-        result.problems.append(f"no key was given for {own.name}, whose ledger it is from")
-    try:
-        head = Checkpoint.open(proof.head, own)
-    except ProtocolError as error:
-        result.problems.append(f"the head: {error}")
-        return result
-    result = Checked(proof.verifier.name, proof.peer, proof.of, proof.study, head=head, problems=result.problems)
-    records = _included(proof, head, result.problems)
+    own = proof.verifier
+    result = Checked(own.name, proof.peer, proof.of, proof.study, head=head, problems=result.problems)
+    records = included(proof, head, result.problems)
     peer = _peer(proof, records, given, result.problems)
     result.keys.update({key.name: key.vkey for key in (own, peer) if key})
     result.trusted.extend(sorted(given.keys() & result.keys.keys()))
@@ -118,7 +113,28 @@ def check(proof: Proof, keys: Sequence[Verifier] = ()) -> Checked:
     return result
 
 
-def _included(proof: Proof, head: Checkpoint, problems: list[str]) -> list[Record]:
+def signed_head(proof: Proof, given: Mapping[str, Verifier], problems: list[str]) -> Checkpoint | None:
+    """The head of the ledger that a file is from, if its party signed it; `problems` says what is wrong.
+
+    Args:
+        proof: The file.
+        given: Keys that are known from elsewhere, by name; if there are any, the party's must be among them.
+        problems: What is wrong is added here.
+    """
+    own = given.get(proof.verifier.name, proof.verifier)
+    if own != proof.verifier:
+        problems.append(f"it is signed with another key than the one given for {own.name}")
+        return None
+    if given and own.name not in given:
+        problems.append(f"no key was given for {own.name}, whose ledger it is from")
+    try:
+        return Checkpoint.open(proof.head, own)
+    except ProtocolError as error:
+        problems.append(f"the head: {error}")
+        return None
+
+
+def included(proof: Proof, head: Checkpoint, problems: list[str]) -> list[Record]:
     """The lines that are in the ledger under this head, and say what they must."""
     good, last = [], -1
     for record, path in ((line.record, line.proof) for line in proof.lines):

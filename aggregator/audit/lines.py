@@ -3,6 +3,7 @@
 Everything here reads lines that `require_readable`, or the ledger's vocabulary, let pass.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,6 +17,9 @@ NAMING: Mapping[Event, tuple[str, str]] = {
     Event.STUDY_APPROVED: ("recipient", "recipient_key"),
 }
 """The events by which a party takes another one's key for its own, and where name and key stand."""
+
+_SOFTWARE = {"python", "intramural", "torch", "monai", "numpy", "pandas", "pydicom", "nibabel", "flwr"}
+_VERSION = re.compile(r"[0-9]{1,4}(\.[0-9A-Za-z]{1,12}){1,3}(\+[0-9A-Za-z.]{1,16})?")
 
 Peer = tuple[str | None, str]
 """Study and name: a coordinator of the same name may have another key in another study."""
@@ -97,3 +101,12 @@ def received(records: Iterable[Record], study: str, source: str | None = None) -
 def heads(records: Iterable[Record], study: str, source: str) -> list[tuple[int, str]]:
     """The other side's ledger heads that this party saw: size and root (hex)."""
     return [(r.body["size"], r.body["root"]) for r in received(records, study, source).values()]
+
+
+def versions(software: Mapping[str, Any]) -> dict[str, str]:
+    """What a hospital says of its software, less all that is no known name with a version."""
+    return {
+        name: value
+        for name, value in software.items()
+        if name in _SOFTWARE and isinstance(value, str) and _VERSION.fullmatch(value)
+    }

@@ -15,6 +15,8 @@ shows of such a file:
 - Where a receipt is shown, the receiver signed that it has that statement.
 - Which key the party took for the other one's, under which approval.
 
+A released model comes with such a file too; `origin` says what that one shows.
+
 Two such files of the two parties, given to `reconcile`, show that both signed one history, up to the newest
 statements shown and with no word changed.
 
@@ -46,7 +48,7 @@ _FORM = record(
     {
         "intramural": one_of("proof"),
         "v": one_of(1),
-        "of": one_of("pair", "exchange"),
+        "of": one_of("pair", "exchange", "model"),
         "study": DIGEST,
         "peer": NAME,
         "vkey": VKEY,
@@ -77,10 +79,10 @@ class Proof:
     """What stands in a proof file; nothing of it is checked yet.
 
     Attributes:
-        of: A whole pair's newest statements, or one exchange.
+        of: A whole pair's newest statements, one exchange, or where a released model comes from.
         study: The study's digest.
         verifier: Key of the party whose ledger it is from.
-        peer: Name of the other party.
+        peer: Name of the other party; where a model comes from, there is none, and it is the party's own.
         head: The ledger's signed head.
         lines: The lines shown, in the ledger's order.
         earlier: RFC 6962 consistency proofs, by size, from the heads that went with the statements shown, and
@@ -89,7 +91,7 @@ class Proof:
         documents: The documents of the lines shown, if they are given.
     """
 
-    of: Literal["pair", "exchange"]
+    of: Literal["pair", "exchange", "model"]
     study: str
     verifier: Verifier
     peer: str
@@ -141,7 +143,9 @@ class Proof:
                 documents=tuple(v.encode() for v in values["documents"]),
             )
         except (ValueError, Malformed) as error:
-            raise Malformed(f"is no proof file: {error}", "give a file that `intramural-audit prove` made") from None
+            raise Malformed(
+                f"is no proof file: {error}", "give a file that `intramural-audit prove` or a release made"
+            ) from None
 
 
 def load(path: Path) -> Proof:

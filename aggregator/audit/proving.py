@@ -1,9 +1,10 @@
 """Making a proof file; `proofs` says what it shows and what not."""
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from aggregator.audit.lines import NAMING, offered, received, require_readable, statement
+from aggregator.audit.lines import NAMING, offered, received, require_readable, statement, versions
 from aggregator.audit.lines import documents as documents_of
 from aggregator.audit.proofs import Line, Proof
 from models.errors import ConfigError
@@ -105,3 +106,58 @@ def _documents(opened: Opened, shown: Iterable[Record]) -> tuple[bytes, ...]:
         except UnicodeDecodeError:
             raise ConfigError("a document of this exchange is no text", "make the file without documents") from None
     return found
+
+
+def prove_model(folder: Path | str, study: str) -> Proof:
+    """Take from a coordinator's ledger what its newest release of a model rests on; see `origin`.
+
+    Args:
+        folder: The ledger's folder.
+        study: The study's digest.
+
+    Raises:
+        ConfigError: No model of the study was released.
+        LedgerError: The ledger is not what was signed, or a line says what no line can say.
+    """
+    opened = read(folder)
+    require_readable(opened)
+    records = [record for record in opened.records if record.study == study]
+    released = next((r for r in reversed(records) if r.event == Event.MODEL_RELEASED), None)
+    if released is None:
+        raise ConfigError(f"{folder}: no model of this study was released", "run: intramural-aggregator release")
+    made = [r for r in records if r.event == Event.AGGREGATED and r.round == released.round]
+    inputs = {item["xid"] for record in made for item in record.body["inputs"]}
+    updates = [r for r in records if r.event == Event.UPDATE_RECEIVED and statement(r).xid in inputs]
+    reports = _reports(opened, records, released.body["model"])
+    parties = {statement(record).src for record in [*updates, *reports]}
+    enrolled = [r for r in records if r.event == Event.SILO_ENROLLED and r.body["name"] in parties]
+    around = [r for r in records if r.event in (Event.STUDY_CREATED, Event.STUDY_CLOSED)]
+    shown = sorted([*around, *enrolled, *made, *updates, *reports, released], key=lambda line: line.seq)
+    tree, size = opened.tree, opened.head.size
+    return Proof(
+        of="model",
+        study=study,
+        verifier=opened.verifier,
+        peer=opened.verifier.name,
+        head=opened.note,
+        lines=tuple(Line(record, tuple(tree.inclusion(record.seq, size))) for record in shown),
+        earlier={},
+        documents=_documents(opened, reports),
+    )
+
+
+def _reports(opened: Opened, records: Iterable[Record], model: str) -> list[Record]:
+    """Each hospital's newest report of a model's metrics.
+
+    One that says more of its software than names and versions is left with the coordinator: it is free text of
+    a hospital, and what is released goes to anybody.
+    """
+    found: dict[str, Record] = {}
+    for record in records:
+        if record.event != Event.REPORT_RECEIVED or "metrics" not in record.body:
+            continue
+        said = json.loads(opened.manifest(statement(record).body))
+        software = said.get("software", {})
+        if said["base"] == model and versions(software) == software:
+            found[statement(record).src] = record
+    return list(found.values())

@@ -103,6 +103,7 @@ SENSES: Mapping[Event, Sense] = {
         "Too few updates were accepted; the old model stands", Kind.ACTIVITY, "E", outcome=Outcome.REFUSED
     ),
     _E.STUDY_CLOSED: Sense("The study was closed", Kind.ACTIVITY, "U", "13", "archive"),
+    _E.MODEL_RELEASED: Sense("The study's model was released", Kind.ACTIVITY, "C", "9", "report"),
 }
 """Every event in words; a new event must be given its sense here."""
 
@@ -203,7 +204,9 @@ class Fact:
         said = {"line": str(self.line), "leaf": self.leaf}
         said |= {f"statement.{key}": self.statement.get(key, "") for key in ("n", "body", "payload", "nbytes")}
         said |= {key: text(self.record.body.get(key)) for key in (*_SAID, "code", "silo", "evaluated")}
-        said |= {key: listed(self.record.body.get(key)) for key in ("metrics", "inputs", "accepted", "excluded")}
+        said |= {
+            key: listed(self.record.body.get(key)) for key in ("metrics", "inputs", "accepted", "excluded", "files")
+        }
         if self.manifest is not None:
             said |= {key: text(value) for key, value in in_short(self.manifest).items()}
         if self.survey is not None:
@@ -242,12 +245,16 @@ def text(value: object) -> str:
 
 
 def listed(value: object) -> str:
-    """A mapping of numbers, a list of words or the names in a list of inputs, as one line."""
+    """A mapping of numbers, a list of words or the names in a list of inputs or files, as one line."""
     if isinstance(value, dict):
         return text(", ".join(f"{text(key)} {text(item)}" for key, item in value.items()))
     if isinstance(value, list):
-        return text(", ".join(text(item.get("silo")) if isinstance(item, dict) else text(item) for item in value))
+        return text(", ".join(text(_name(item) if isinstance(item, dict) else item) for item in value))
     return ""
+
+
+def _name(item: Mapping[str, object]) -> object:
+    return item.get("silo", item.get("name"))
 
 
 def in_short(manifest: Manifest) -> dict[str, str | float | int]:

@@ -184,6 +184,8 @@ def _shared(found: Account, study: Study) -> list[Item]:
         items.append(Figure("One line per hospital; after filters, as it left.", lines(title, "", norms)))
     if study.combined:
         items.append(_combined(study))
+    if study.released:
+        items.append(_released(study))
     return items
 
 
@@ -225,6 +227,14 @@ def _combined(study: Study) -> Table:
         round_ = "-" if fact.record.round is None else fact.record.round
         rows.append((fact.line, fact.record.ts, round_, used, text(body.get("model"))))
     return Table(("line", "time (UTC)", "round", "updates combined", "model that stands (SHA-256)"), rows)
+
+
+def _released(study: Study) -> Table:
+    rows: list[Sequence[Cell]] = [
+        (fact.line, fact.record.ts, fact.details.get("model", "-"), fact.details.get("files", "-"))
+        for fact in study.released
+    ]
+    return Table(("line", "time (UTC)", "model that was released (SHA-256)", "files"), rows)
 
 
 def _trouble(found: Sequence[Fact]) -> list[Item]:

@@ -52,6 +52,7 @@ class Study:
         orders: What was asked.
         shared: Whatever hospitals answered; every byte that left one in this study.
         combined: Rounds that ended, with a new model or void.
+        released: Models that were handed out.
         trouble: Refusals, rejections, silences.
     """
 
@@ -63,6 +64,7 @@ class Study:
     orders: list[Fact] = field(default_factory=list)
     shared: list[Fact] = field(default_factory=list)
     combined: list[Fact] = field(default_factory=list)
+    released: list[Fact] = field(default_factory=list)
     trouble: list[Fact] = field(default_factory=list)
 
     @property
@@ -182,6 +184,8 @@ def _add(opened: Opened, study: Study, fact: Fact) -> None:
         study.shared.append(fact)
     if event in (Event.AGGREGATED, Event.ROUND_VOID):
         study.combined.append(fact)
+    if event == Event.MODEL_RELEASED:
+        study.released.append(fact)
     if fact.sense.outcome is not Outcome.OK:
         study.trouble.append(fact)
 

@@ -21,13 +21,13 @@ import safetensors
 from safetensors import safe_open
 
 from models.errors import DataError, DigestMismatch, SpecMismatch
+from models.exchange.weights import DOMAIN
 from models.ledger.canonical import canonical, digest
 from models.ledger.disk import rename
 
 Vector = npt.NDArray[np.float32]
 """All floating arrays of a model in spec order, 1-D float32."""
 
-_DOMAIN = b"intramural vector v1\n"
 _PIECE = 1 << 20  # elements that are turned into float64 at a time
 
 
@@ -108,7 +108,7 @@ def vector_digest(spec: str, vector: Vector) -> str:
         The digest of `"intramural vector v1\n"`, the spec's digest (32 bytes) and the vector's
         little-endian bytes.
     """
-    state = hashlib.sha256(_DOMAIN + bytes.fromhex(spec))
+    state = hashlib.sha256(DOMAIN + bytes.fromhex(spec))
     state.update(np.ascontiguousarray(vector, dtype="<f4").data)
     return state.hexdigest()
 

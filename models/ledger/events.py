@@ -76,7 +76,11 @@ class Event(StrEnum):
     EXCHANGE_RECEIPT = "exchange.receipt", "Either, when the other side's signed receipt of something sent has arrived."
     AGGREGATED = "aggregated", "Aggregator, when a round's updates became the next model, before it is offered."
     ROUND_VOID = "round.void", "Aggregator, when too few updates were accepted and the old model stands."
-    STUDY_CLOSED = "study.closed", "Aggregator, as the last word on a study."
+    STUDY_CLOSED = "study.closed", "Aggregator, when a study is over: it gives no more orders."
+    MODEL_RELEASED = (
+        "model.released",
+        "Aggregator, when the files of a closed study's model are made, and before their folder gets its name.",
+    )
 
 
 @dataclass(frozen=True)

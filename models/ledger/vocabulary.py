@@ -94,6 +94,13 @@ def _received(*kinds: str) -> dict[str, Form]:
 
 _COSIGNED = {"cosignature": hexadecimal(144)}
 _METRICS = {"metrics": mapping(_WORD, number()), "evaluated": number(above=0)}
+_FILE = record(
+    {
+        "name": text(r"[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)*", 200),
+        "sha256": DIGEST,
+        "bytes": count(),
+    }
+)
 _INPUT = record({"silo": NAME, "xid": DIGEST, "digest": DIGEST, "weight": number(above=0)})
 
 
@@ -173,6 +180,7 @@ ROWS: Mapping[Event, _Row] = {
         record({"accepted": many(NAME), "excluded": many(NAME), "required": count(1), "model": DIGEST}), round=_ROUND
     ),
     Event.STUDY_CLOSED: _Row(record({"model": DIGEST}), round=_ROUND),
+    Event.MODEL_RELEASED: _Row(record({"model": DIGEST, "files": many(_FILE)}), round=_ROUND),
 }
 assert set(ROWS) == set(Event)
 

@@ -44,6 +44,10 @@ class Task(Protocol):
         """The scalar that training lowers; logits `(B, K)` float, targets `(B,)` int64."""
         ...
 
+    def predict(self, logits: torch.Tensor) -> torch.Tensor:
+        """What the network's outputs say to a user: for classification, probabilities `(B, K)` of `(B, K)` float."""
+        ...
+
     def score(self, logits: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
         """Finite metrics by name, of logits `(N, K)` float and targets `(N,)` int64."""
         ...

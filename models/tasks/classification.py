@@ -110,6 +110,10 @@ class ClassificationTask:
         """Mean cross entropy in nats, a scalar; logits `(B, K)` float, targets `(B,)` int64."""
         return cross_entropy(logits, targets)
 
+    def predict(self, logits: torch.Tensor) -> torch.Tensor:
+        """The probability of each class, `(B, K)` from 0 to 1 and adding up to 1; logits `(B, K)` float."""
+        return logits.softmax(1)
+
     def score(self, logits: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
         """Score a set of images.
 

@@ -27,11 +27,11 @@ def statement(kind: str) -> dict[str, Any]:
 
 
 def offered(kind: str) -> dict[str, Any]:
-    return {"statement": statement(kind), "signature": S}
+    return {"statement": statement(kind), "signature": S, "size": 3}
 
 
 def received(kind: str) -> dict[str, Any]:
-    return {**offered(kind), "receipt": S, "head": "note\n", "size": 3, "root": D, "seen": 0, "missed": 0}
+    return {**offered(kind), "receipt": S, "head": "note\n", "root": D, "seen": 0, "missed": 0}
 
 
 MEASURED = {"metrics": {"loss": 0.5, "auc": 1}, "evaluated": 12.5}
@@ -75,6 +75,10 @@ BODIES: dict[Event, dict[str, Any]] = {
     },
     Event.ROUND_VOID: {"accepted": [], "excluded": ["north"], "required": 2, "model": D},
     Event.STUDY_CLOSED: {"model": D},
+    Event.MODEL_RELEASED: {
+        "model": D,
+        "files": [{"name": "models/model.safetensors", "sha256": D, "bytes": 1024}],
+    },
 }
 
 

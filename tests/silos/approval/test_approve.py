@@ -51,7 +51,7 @@ class Coordinator:
         self.channels: dict[str, Channel] = {}
 
     def agree(self, **changes: Any) -> Agreement:
-        plan = self.make_plan(**changes)
+        plan = self.make_plan(**{"min_silos": 1, **changes})
         network = FlatNetwork(task(plan.task).build(plan.seed))
         self.model: Vector = network.weights.numpy().copy()
         initial = vector_digest(network.spec.digest, self.model)
