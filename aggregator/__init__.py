@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from aggregator.local import LocalGrid
-    from aggregator.rounds import Outcome, run
+    from aggregator.rounds import Outcome, run, survey
     from aggregator.study import Study
 
-__all__ = ["LocalGrid", "Outcome", "Study", "run"]
+__all__ = ["LocalGrid", "Outcome", "Study", "run", "survey"]
 
 # Loaded when asked for, so that the auditor's command needs no Flower.
 _HOMES = {
@@ -23,6 +23,7 @@ _HOMES = {
     "Outcome": "aggregator.rounds",
     "Study": "aggregator.study",
     "run": "aggregator.rounds",
+    "survey": "aggregator.rounds",
 }
 
 

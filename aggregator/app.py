@@ -14,7 +14,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from aggregator.network import NetworkGrid
-from aggregator.rounds import run
+from aggregator.rounds import run, survey
 from aggregator.service import runs
 from aggregator.service.home import Home
 from aggregator.service.superlink import SERVICE
@@ -30,7 +30,7 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the study, or go on with it."""
+    """Run the study, or go on with it; or survey its hospitals."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname).1s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)  # Flower writes what is logged into its database, line by line
     home = Home.open(Path(os.environ[SERVICE]))
@@ -40,7 +40,9 @@ def main(grid: Grid, context: Context) -> None:
         raise ConfigError(f"study {digest} is not one that this service is to run", "run: intramural-aggregator run")
     try:
         with Study.open(wanted.folder) as study:
-            run(study, NetworkGrid(grid, lambda: roster(home)))
+            (survey if wanted.survey else run)(study, NetworkGrid(grid, lambda: roster(home)))
+        if wanted.survey:
+            runs.unwant(home, digest)
     except Locked:
         raise  # another process works on it, and shall go on
     except IntramuralError as error:

@@ -48,6 +48,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     _json(run)
     run.set_defaults(run=_run)
 
+    survey = commands.add_parser("survey", help="ask, before a study starts, what each hospital could train on")
+    survey.add_argument("study", type=Path, help="study folder")
+    whom = survey.add_mutually_exclusive_group()
+    whom.add_argument("--local", type=Path, nargs="+", metavar="SITE.toml", help="hospitals on this machine")
+    whom.add_argument("--service", type=Path, metavar="HOME", help="those connected to the service of this folder")
+    _json(survey)
+    survey.set_defaults(run=_survey)
+
     stop = commands.add_parser("stop", help="stop a study that runs over the network; `run` goes on with it")
     stop.add_argument("study", type=Path, help="study folder")
     stop.add_argument("--service", type=Path, metavar="HOME", required=True, help="service folder")
@@ -155,6 +163,35 @@ def _run_there(arguments: argparse.Namespace) -> None:
     if not arguments.detach:
         with progress() as report:
             follow(home, arguments.study, report)
+
+
+def _survey(arguments: argparse.Namespace) -> int:
+    from aggregator.surveys import read_surveys, rows
+    from models.exchange.documents import Survey
+
+    if arguments.local:
+        from aggregator import LocalGrid, Study, survey
+
+        with Study.open(arguments.study) as study, LocalGrid(arguments.local) as grid:
+            survey(study, grid)
+    elif arguments.service:
+        from aggregator.service.home import Home
+        from aggregator.service.studies import follow_survey, start
+
+        home = Home.open(arguments.service)
+        start(home, arguments.study, survey=True)
+        follow_survey(home, arguments.study)
+    agreement, answers = read_surveys(arguments.study)
+    if arguments.json:
+        told = {name: a.model_dump(mode="json") if isinstance(a, Survey) else a for name, a in answers.items()}
+        show_json({"study": agreement.study, "hospitals": told})
+    else:
+        title = f"{agreement.plan.name}: what each hospital could train on, in bands (rows not listed: hidden or empty)"
+        show_table(title, ("what", "", *answers), rows(agreement, answers))
+        for name, answer in answers.items():
+            if not isinstance(answer, Survey):
+                print(f"{name} tells nothing: {answer}")
+    return OK if any(isinstance(answer, Survey) for answer in answers.values()) else FAILED
 
 
 def _stop(arguments: argparse.Namespace) -> int:

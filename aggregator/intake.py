@@ -22,7 +22,7 @@ from models.errors import (
     TooLarge,
 )
 from models.exchange.channel import Received
-from models.exchange.documents import Closing, Examples, Manifest, Refusal
+from models.exchange.documents import Closing, Examples, Manifest, Refusal, Survey
 from models.exchange.spec import Spec, Vector, norm
 from models.exchange.statement import Kind
 from models.plan import Plan
@@ -33,6 +33,7 @@ MAX_EXAMPLES = 1_000_000
 MAX_METRIC = 1e9
 """No loss is longer; a larger number would spoil the means of the others."""
 
+_ANSWERS = {"survey": Kind.SURVEY, "train": Kind.UPDATE, "evaluate": Kind.REPORT, "close": Kind.CLOSING}
 _UNITS = {"patients": "patients", "images": "images", "equal": "silos"}
 
 
@@ -41,7 +42,7 @@ class Asked:
     """What the reply must answer.
 
     Attributes:
-        visit: `train`, `evaluate` or `close`.
+        visit: `survey`, `train`, `evaluate` or `close`.
         round: The study's round.
         order: xid of the order.
         base: Digest of the model that was sent.
@@ -53,7 +54,7 @@ class Asked:
     base: str
 
 
-def check(received: Received, asked: Asked, plan: Plan, spec: Spec) -> Manifest | Refusal | Closing:
+def check(received: Received, asked: Asked, plan: Plan, spec: Spec) -> Manifest | Survey | Refusal | Closing:
     """Read a verified reply.
 
     Args:
@@ -63,7 +64,7 @@ def check(received: Received, asked: Asked, plan: Plan, spec: Spec) -> Manifest 
         spec: The study's arrays.
 
     Returns:
-        The manifest of an update or report, a silo's refusal, or its closing.
+        The manifest of an update or report, a survey, a silo's refusal, or its closing.
 
     Raises:
         ProtocolError: It may not be used; its wire code says why.
@@ -73,11 +74,13 @@ def check(received: Received, asked: Asked, plan: Plan, spec: Spec) -> Manifest 
         raise Replayed(f"answers another order than that of round {asked.round}", detail="round")
     if statement.kind is Kind.REFUSAL:
         return Refusal.decode(envelope.body)
-    expected = {"train": Kind.UPDATE, "evaluate": Kind.REPORT, "close": Kind.CLOSING}[asked.visit]
+    expected = _ANSWERS[asked.visit]
     if statement.kind is not expected:
         raise Malformed(f"is {statement.kind}, not {expected}", detail="kind")
     if statement.kind is Kind.CLOSING:
         return Closing.decode(envelope.body)
+    if statement.kind is Kind.SURVEY:
+        return _survey(envelope.body, plan)
 
     manifest = Manifest.decode(envelope.body)
     if manifest.base != asked.base:
@@ -93,6 +96,14 @@ def check(received: Received, asked: Asked, plan: Plan, spec: Spec) -> Manifest 
     elif manifest.digest is not None or envelope.vector is not None:
         raise Malformed("is a report, but names arrays", detail="report")
     return manifest
+
+
+def _survey(body: bytes, plan: Plan) -> Survey:
+    survey = Survey.decode(body)
+    classes = survey.tables.get("classes")
+    if classes is not None and set(classes) != set(plan.task.classes):
+        raise Malformed("tells other classes than the study's", detail="survey")
+    return survey
 
 
 def _check_update(manifest: Manifest, vector: Vector | None, payload: str | None, plan: Plan, spec: Spec) -> None:

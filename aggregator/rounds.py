@@ -71,6 +71,25 @@ def run(study: Study, grid: StudyGrid, on_round: Callable[[History], None] | Non
     return Outcome(study.digest, study.model_path(position.model), position.digest, history)
 
 
+def survey(study: Study, grid: StudyGrid) -> None:
+    """Ask every hospital that has not said it yet what it could train on; the answers are in the ledger.
+
+    Args:
+        study: Open for work, and not over.
+        grid: Its hospitals.
+
+    Raises:
+        ConfigError: The study is over, there are fewer silos than `min_silos`, or one has another key.
+        LedgerError: The ledger cannot be written; nothing was sent after that.
+    """
+    if study.position.closed:
+        raise ConfigError(f"{study.folder}: the study is over", "survey the hospitals for a new study")
+    run = _Run(study, grid)
+    said = {r.body["statement"]["src"] for r in study.ledger.records if r.event == Event.SURVEY_RECEIVED}
+    there = run.wait_for(len(run.channels), _GATHER)
+    run.visit("survey", 0, study.position, [node for node in there if run.name(node) not in said])
+
+
 class _Run:
     """One run over one grid: the channels to its hospitals."""
 

@@ -26,7 +26,7 @@ from models.ledger import Entry, Event
 
 log = logging.getLogger("intramural.aggregator")
 
-Visit = Literal["train", "evaluate", "close"]
+Visit = Literal["survey", "train", "evaluate", "close"]
 
 POLL = 0.2
 """Seconds between two looks at the hospitals."""
@@ -35,7 +35,12 @@ _SLOWEST = 2.0  # seconds between two looks, at most
 _PATIENCE = 20  # a look for replies is due when a twentieth of the time waited so far has passed
 _RETURN = 90.0  # seconds that a hospital which went away with an order is waited for; Flower refuses it for 60
 _LEAVE = 30.0  # seconds that a hospital's farewell is waited for
-_MESSAGE_TYPE = {"train": MessageType.TRAIN, "evaluate": MessageType.EVALUATE, "close": MessageType.QUERY}
+_MESSAGE_TYPE = {
+    "survey": MessageType.QUERY,
+    "train": MessageType.TRAIN,
+    "evaluate": MessageType.EVALUATE,
+    "close": MessageType.QUERY,
+}
 
 _AWAY = 5  # Flower's code for "the node is gone": no answer to that order will come
 _FLOWER = {2: "app-failed", 3: "order-expired", 4: "reply-expired", _AWAY: "node-gone", 8: "executor-stopped"}
@@ -139,7 +144,7 @@ class _Visit:
         study, base = self.study, self.position.digest
         array = model = None
         testimony = Testimony()
-        if self.kind != "close":
+        if self.kind in ("train", "evaluate"):
             array = wire.pack_vector(study.load_model(self.position.model, base))
             model = wire.unpack_vector(array, study.spec.size)  # a view: one model is in memory, not two
             testimony = witnesses.testimony(study)

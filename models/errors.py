@@ -77,6 +77,7 @@ class Rule(StrEnum):
     STUDY_CHANGED = "study-changed"
     STUDY_REVOKED = "study-revoked"
     TASK = "task-not-allowed"
+    SURVEY = "survey-not-allowed"
     MIN_PATIENTS = "too-few-patients"
     MAX_ROUNDS = "round-limit"
     MAX_BYTES = "size-limit"
@@ -138,6 +139,7 @@ DETAILS = frozenset(
         "size",
         "spec",
         "study",
+        "survey",
         "tensor",
         "tensors",
         "text",

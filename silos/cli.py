@@ -55,6 +55,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     _json(check)
     check.set_defaults(run=_check)
 
+    describe = commands.add_parser("describe", help="write a page about the images, for the hospital's own eyes")
+    describe.add_argument("site", type=Path, help="site.toml")
+    describe.add_argument("--study", type=Path, help="study.toml, to look at its classes and what a survey would tell")
+    describe.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: WORK/describe)")
+    describe.add_argument("--images", type=_positive, metavar="N", help="decode at most N images (default: all)")
+    _json(describe)
+    describe.set_defaults(run=_describe)
+
     preview = commands.add_parser(
         "preview", help="train one round and print the manifest that would leave; send nothing"
     )
@@ -101,6 +109,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
 
 
 def _site(path: Path) -> "Site":
@@ -178,6 +193,22 @@ def _check(arguments: argparse.Namespace) -> int:
             rows,
         )
     return OK if ready else FAILED
+
+
+def _describe(arguments: argparse.Namespace) -> int:
+    from models.plan import Plan
+    from silos.describe import describe, write
+
+    site, plan = _site(arguments.site), Plan.load(arguments.study) if arguments.study else None
+    with progress() as report:
+        found = describe(site, plan, arguments.images, report)
+    written = write(site, found, arguments.out)
+    if arguments.json:
+        show_json(found.as_json())
+        return OK
+    show_table(f"{site.name}: hospital data, not to leave", ("what", "how many"), found.description.totals.items())
+    print("\n".join(map(str, written)))
+    return OK
 
 
 def _preview(arguments: argparse.Namespace) -> int:

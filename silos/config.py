@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
+from models.exchange.survey import SurveyField
 from models.plan import MetricName, Name
 from models.settings import ByteSize, LocalPath, Settings
 
@@ -52,6 +53,7 @@ class Policy(Settings):
     studies: list[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}(@[0-9a-f]{64})?$")]] = []
     tasks: list[str]
     metrics: list[MetricName]
+    survey: list[SurveyField] = []
     min_patients: Annotated[int, Field(ge=1)]
     min_evaluated: Annotated[int, Field(ge=1)] | None = None  # patients behind a metric; min_patients if absent
     counts: Literal["banded", "exact"] = "banded"

@@ -2,8 +2,9 @@
 
 Pure functions, no files and no network. `permit` decides whether an order may be followed at all;
 `release` turns an update (or only metrics) into exactly what may leave, with the manifest that lists
-it; `refusal` is all that is said when something is not done. Deny by default: a metric, a study or a
-task that the policy does not name stays inside.
+it; `survey` tells in bands what could be trained on; `refusal` is all that is said when something is not
+done. Deny by default: a metric, a study, a task or a field of a survey that the policy does not name stays
+inside.
 """
 
 import hashlib
@@ -14,16 +15,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from models.errors import IntramuralError, PolicyError, Rule, Unusable
-from models.exchange.documents import Agreement, Examples, Filter, Manifest, Privacy, Refusal, Tensor
+from models.exchange.documents import Agreement, Band, Examples, Filter, Manifest, Privacy, Refusal, Survey, Tensor
 from models.exchange.spec import Spec, Vector, norm, vector_digest
+from models.exchange.survey import TableName, Total, band
 from models.plan import MetricName, Plan
 from silos import privacy
 from silos.config import Policy
-
-BANDS = (1, 6, 11, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000)
-"""Lower ends of the bands in which counts are told; the last band is closed at 1,000,000."""
-
-_LAST = 1_000_000
+from silos.suppression import suppress
 
 
 @dataclass(frozen=True)
@@ -230,17 +228,59 @@ def release(
     return Release(manifest, vector)
 
 
+def require_survey(policy: Policy, said: Survey | None) -> None:
+    """Whether anything may be told before a study starts.
+
+    Args:
+        policy: This hospital's.
+        said: The survey of the same study that was released before, if any: what was told may be told again
+            as it was, and nothing else, since two surveys could be subtracted from each other.
+
+    Raises:
+        PolicyError: It may not.
+    """
+    forbidden = sorted(set(said.fields) - set(policy.survey)) if said else []
+    if not policy.survey or forbidden:
+        what = f"does not name {', '.join(forbidden)} any more" if forbidden else "names nothing"
+        raise PolicyError(
+            Rule.SURVEY,
+            f"policy.survey: {what}, so nothing is told of the data before the study",
+            "name there what the hospital agrees to tell, in bands",
+        )
+
+
+def survey(policy: Policy, totals: Mapping[Total, int], tables: Mapping[TableName, Mapping[str, int]]) -> Survey:
+    """Make of exact counts what may be told of them.
+
+    Args:
+        policy: This hospital's.
+        totals: All of them.
+        tables: Patients in each cell of each table; each patient is in at least one cell of every table.
+
+    Raises:
+        PolicyError: Nothing may be told, or of too few patients.
+    """
+    require_survey(policy, None)
+    require_patients(policy, totals["patients"])
+    least, allowed, count = policy.min_patients, set(policy.survey), totals["patients"]
+    known = (count, count) if policy.counts == "exact" else band(count)  # updates may tell it too
+    told = {
+        name: {cell: None if ends is None else _band(ends) for cell, ends in suppress(cells, known, least).items()}
+        for name, cells in tables.items()
+        if name in allowed
+    }
+    return Survey(
+        least=least, totals={name: _band(band(n)) for name, n in totals.items() if name in allowed}, tables=told
+    )
+
+
 def refusal(error: BaseException) -> Refusal:
     """All that is said of an error: its class's word. A foreign exception has none but "internal"."""
     return Refusal(code=error.wire_code if isinstance(error, IntramuralError) else IntramuralError.code)
 
 
-def band(count: int) -> tuple[int, int]:
-    """The closed band that a count lies in; 0 is a band of its own, and a million stands for all above it."""
-    if count <= 0:
-        return 0, 0
-    ends = [*BANDS[1:], _LAST + 1]
-    return next(((low, end - 1) for low, end in zip(BANDS, ends, strict=True) if count < end), (_LAST, _LAST))
+def _band(ends: tuple[int, int]) -> Band:
+    return Band(low=ends[0], high=ends[1])
 
 
 def _weight(policy: Policy, weights: str, update: Update) -> Examples:

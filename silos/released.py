@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.exchange.documents import Manifest, Refusal
+from models.exchange.documents import Manifest, Refusal, Survey
 from models.exchange.statement import Kind, Statement
 from models.ledger import Event, read
 
@@ -17,11 +17,11 @@ class Sent:
         to: Who it was for.
         study: The study's digest.
         round: The study's round.
-        what: update, report, refusal or closing.
+        what: update, report, survey, refusal or closing.
         nbytes: Document and arrays.
         digest: Of the arrays, if any.
         filters: Applied in this order.
-        metrics: Numbers told, or the code of a refusal.
+        metrics: Numbers told, the fields of a survey, or the code of a refusal.
         receipt: Whether the receiver's signature for it has come back.
     """
 
@@ -58,6 +58,8 @@ def released(folder: Path) -> list[Sent]:
             manifest = Manifest.decode(opened.manifest(statement.body))
             filters = ", ".join(f.name for f in manifest.filters)
             metrics = ", ".join(f"{name} {value}" for name, value in manifest.metrics.items())
+        elif statement.kind is Kind.SURVEY:
+            metrics = ", ".join(Survey.decode(opened.manifest(statement.body)).fields)
         elif statement.kind is Kind.REFUSAL:
             metrics = Refusal.decode(opened.manifest(statement.body)).code
         found.append(

@@ -20,16 +20,18 @@ from models.errors import (
     StaleBase,
 )
 from models.exchange.channel import Channel, Received
-from models.exchange.documents import Agreement, Closing, Order
-from models.exchange.statement import Envelope, Evidence, Kind
+from models.exchange.documents import Agreement, Closing, Order, Survey
+from models.exchange.statement import Envelope, Evidence, Kind, Statement
 from models.ledger import Entry, Event, Verifier
 from silos import gate, witness
 from silos.approval import decisions
 from silos.config import Site
 from silos.network.enrolment import invitation
-from silos.visit import Bench, load_signer, set_up, visit
+from silos.visit import Bench, load_signer, set_up, survey, visit
 
 log = logging.getLogger("intramural.silo")
+
+_WITH_MODEL = ("train", "evaluate")  # orders that bring one
 
 
 class Silo:
@@ -85,7 +87,7 @@ class Silo:
                 down and perhaps never left stays in the ledger, and the new one comes after it.
 
         Returns:
-            An update, a report, a closing or a refusal; its ledger line is durable.
+            An update, a report, a survey, a closing or a refusal; its ledger line is durable.
 
         Raises:
             ProtocolError: The order cannot be traced to a sender; there is nobody to answer.
@@ -96,7 +98,7 @@ class Silo:
             order = Order.decode(envelope.body)
             agreement = order.agreement
             channel = self._channel(agreement)
-            received = channel.verify(envelope, None if order.visit == "close" else agreement.spec, again=again)
+            received = channel.verify(envelope, agreement.spec if order.visit in _WITH_MODEL else None, again=again)
             if received.statement.kind is not Kind.ORDER:
                 raise Malformed("is signed as something else than an order", detail="kind")
             witness.keep_roster(self.ledger, order, envelope.evidence)
@@ -137,6 +139,8 @@ class Silo:
         if order.visit == "close":
             closing = Closing(orders=len(channel.received), replies=len(channel.sent), records=len(self.ledger.records))
             return channel.offer(Kind.CLOSING, order.round, closing, answers=asked.xid)
+        if order.visit == "survey":
+            return self._survey(order, asked, channel)
         done = self._rounds(agreement.study)
         others = {round_: base for round_, base in done.items() if round_ != order.round}
         self._permit(agreement, len(others))
@@ -165,6 +169,19 @@ class Silo:
             answers=asked.xid,
             facts={"base": order.base},
         )
+
+    def _survey(self, order: Order, asked: Statement, channel: Channel) -> Envelope:
+        """Tell what could be trained on: once, and then always the same."""
+        agreement = order.agreement
+        self._permit(agreement, 0)
+        if order.round != 0:
+            raise Replayed("a survey is asked for in round 0", detail="round")
+        told = [r for r in self.ledger.records if r.event == Event.SURVEY_OFFERED and r.study == agreement.study]
+        said = Survey.decode(self.ledger.manifest(told[0].body["statement"]["body"])) if told else None
+        document = survey(self.site, agreement.plan, said, self._progress)
+        self.tend()
+        self._permit(agreement, 0)
+        return channel.offer(Kind.SURVEY, order.round, document, answers=asked.xid)
 
     def _channel(self, agreement: Agreement) -> Channel:
         study = agreement.study

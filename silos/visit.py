@@ -1,8 +1,8 @@
 """The straight line from a DICOM folder to what may leave: index, cohort, images, training, gate.
 
 `set_up` makes a study's network and data ready, once; `visit` evaluates the model that came, trains it and
-hands the difference to the gate; `preview` does both for a study that nobody has sent yet. Nothing here
-sends, and nothing is written but the index and the image cache.
+hands the difference to the gate; `preview` does both for a study that nobody has sent yet; `survey` tells what
+could be trained on. Nothing here sends, and nothing is written but the index and the image cache.
 """
 
 import importlib.metadata
@@ -16,13 +16,13 @@ import torch
 from models import tasks
 from models.console import Report
 from models.errors import ConfigError, NotFinite, SpecMismatch
-from models.exchange.documents import Agreement, Manifest, Order
+from models.exchange.documents import Agreement, Manifest, Order, Survey
 from models.exchange.spec import Vector, vector_digest
 from models.ledger import Signer, disk
 from models.plan import Plan
 from models.tasks import Task
 from models.tasks.flat import FlatNetwork
-from silos import cohort, dataset, gate, training
+from silos import cohort, dataset, gate, tally, training
 from silos.cohort import Cohort
 from silos.config import Site
 from silos.dataset import Dataset
@@ -97,7 +97,7 @@ def visit(
             plan.training.in_round(order.round),
             mu=plan.strategy.mu,
             seed=training.seed_for(plan.seed, site.name, order.round),
-            on_step=_named(progress, "training"),
+            on_step=named(progress, "training"),
         )
     update = gate.Update(
         base=order.base,
@@ -136,6 +136,33 @@ def preview(site: Site, plan: Plan, progress: Report | None = None) -> Manifest:
     return visit(site, signer, set_up(site, agreement, progress), order, model, 0, progress).manifest
 
 
+def survey(site: Site, plan: Plan, said: Survey | None = None, progress: Report | None = None) -> Survey:
+    """What may be told of this hospital's images before a study starts; from headers and labels alone.
+
+    Args:
+        site: The hospital.
+        plan: The study.
+        said: What was told of this study before; it is told again as it was.
+        progress: Told how long work goes on.
+
+    Raises:
+        PolicyError: The policy forbids it.
+        ConfigError: The label table is wrong.
+        DataError: The data cannot be used.
+    """
+    gate.require_survey(site.policy, said)
+    if said is not None:
+        return said
+    found = scan_site(site, progress)
+    return survey_of(site, found, match_cohort(site, found, plan))
+
+
+def survey_of(site: Site, found: Scan, matched: Cohort) -> Survey:
+    """What may be told of a cohort, as `survey` tells it the first time."""
+    images = tally.labelled(found.instances, matched)
+    return gate.survey(site.policy, tally.totals(images), tally.tables(images, matched.classes))
+
+
 def load_signer(site: Site) -> Signer:
     """The hospital's key.
 
@@ -160,13 +187,26 @@ def scan_site(site: Site, progress: Report | None = None) -> Scan:
         modality=data.modality,
         attributes=list(data.labels.join),
         burned_in=data.burned_in,
-        progress=_named(progress, "reading headers"),
+        progress=named(progress, "reading headers"),
     )
 
 
 def load_cohort(site: Site, plan: Plan, progress: Report | None = None) -> Cohort:
     """The cases of one study in this hospital, from headers and labels; no pixel is read."""
-    found = scan_site(site, progress)
+    return match_cohort(site, scan_site(site, progress), plan)
+
+
+def match_cohort(site: Site, found: Scan, plan: Plan | None) -> Cohort:
+    """The cases among scanned images.
+
+    Args:
+        site: The hospital.
+        found: Its scan.
+        plan: The study; without one, the site's own label words stand for the classes.
+    """
+    if plan is None:
+        own = sorted({word for word in site.data.labels.words.values() if word})
+        return cohort.match(found.instances, site.data, own, found.left_out)
     instances = found.instances[found.instances["Modality"].isin(plan.task.modality)]
     left_out = dict(found.left_out)
     if other := len(found.instances) - len(instances):
@@ -182,7 +222,7 @@ def load_data(site: Site, plan: Plan, task: Task, progress: Report | None = None
         site.run.work / "cache",
         plan.task,
         task,
-        _named(progress, "decoding"),
+        named(progress, "decoding"),
     )
 
 
@@ -192,5 +232,6 @@ def software() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
 
 
-def _named(progress: Report | None, what: str) -> Callable[[int, int], None] | None:
+def named(progress: Report | None, what: str) -> Callable[[int, int], None] | None:
+    """Tells how far one piece of work is, under its name."""
     return None if progress is None else lambda done, total: progress(what, done, total)

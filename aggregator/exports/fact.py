@@ -10,15 +10,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from models.errors import IntramuralError
-from models.exchange.documents import Examples, Manifest
+from models.exchange.documents import Document, Examples, Manifest, Survey
 from models.ledger import Event, Opened, Record
 from models.ledger.canonical import canonical, digest
 
 MAX_TEXT = 500
 """Characters of the longest text that leaves in an export; what is cut ends in an ellipsis."""
+
+
+_D = TypeVar("_D", bound=Document)
 
 
 class Kind(StrEnum):
@@ -84,6 +87,8 @@ SENSES: Mapping[Event, Sense] = {
     _E.UPDATE_RECEIVED: _comes("A model update came from a hospital"),
     _E.REPORT_OFFERED: _leaves("Metrics left the hospital"),
     _E.REPORT_RECEIVED: _comes("Metrics came from a hospital"),
+    _E.SURVEY_OFFERED: _leaves("Banded counts of the hospital's images left before the study started"),
+    _E.SURVEY_RECEIVED: _comes("Banded counts of a hospital's images came before the study started"),
     _E.REFUSAL_OFFERED: _leaves("The hospital refused what was asked; only a code left", Outcome.REFUSED),
     _E.REFUSAL_RECEIVED: _comes("A hospital refused what was asked", "2", Outcome.REFUSED),
     _E.CLOSING_OFFERED: _leaves("The hospital's last word on the study left: how it counts the exchange"),
@@ -118,12 +123,14 @@ class Fact:
         party: Whose ledger it is.
         manifest: What left or came, in full, if the line is about an update or a report and its list is
             still beside the ledger.
+        survey: What a survey told, likewise.
     """
 
     record: Record
     ledger: str
     party: str
     manifest: Manifest | None = None
+    survey: Survey | None = None
 
     @property
     def sense(self) -> Sense:
@@ -202,6 +209,8 @@ class Fact:
         }
         if self.manifest is not None:
             said |= {key: text(value) for key, value in in_short(self.manifest).items()}
+        if self.survey is not None:
+            said["survey"] = ", ".join(self.survey.fields)
         return {key: value for key, value in said.items() if value}
 
 
@@ -213,7 +222,16 @@ def facts(opened: Opened, start: int = 0) -> list[Fact]:
         start: Number of lines to leave out at the beginning.
     """
     origin, party = text(opened.head.origin), text(opened.verifier.name)
-    return [Fact(record, origin, party, _manifest(opened, record)) for record in opened.records[start:]]
+    return [
+        Fact(
+            record,
+            origin,
+            party,
+            manifest=_document(Manifest, opened, record, "update", "report"),
+            survey=_document(Survey, opened, record, "survey"),
+        )
+        for record in opened.records[start:]
+    ]
 
 
 def text(value: object) -> str:
@@ -271,12 +289,12 @@ def band(count: Examples | None) -> str:
     return f"{low if low == high else f'{low}-{high}'} {count.unit}"
 
 
-def _manifest(opened: Opened, record: Record) -> Manifest | None:
-    """What a line about an update or a report lists; None where it is not kept or not readable."""
+def _document(form: type[_D], opened: Opened, record: Record, *kinds: str) -> _D | None:
+    """The document of a line about such a statement; None where it is not kept or not readable."""
     found: Any = record.body.get("statement")
-    if not isinstance(found, dict) or found.get("kind") not in ("update", "report"):
+    if not isinstance(found, dict) or found.get("kind") not in kinds:
         return None
     try:
-        return Manifest.decode(opened.manifest(str(found.get("body"))))
+        return form.decode(opened.manifest(str(found.get("body"))))
     except IntramuralError:
         return None  # `verify` says so; an export tells what there is

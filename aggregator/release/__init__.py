@@ -27,12 +27,12 @@ from aggregator.audit.proving import prove_model
 from aggregator.release.bundle import INFERENCE, as_json, metadata
 from aggregator.release.card import card
 from aggregator.release.papers import Papers, papers
-from aggregator.report.page import as_markdown
 from aggregator.study import Study
 from models.errors import ConfigError
 from models.exchange.spec import save_vector
 from models.ledger import Entry, Event, read
 from models.ledger.disk import create, rename, sync_folder
+from models.page import as_markdown
 
 __all__ = ["Papers", "papers", "release"]
 

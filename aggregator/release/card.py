@@ -10,7 +10,7 @@ from typing import Any
 
 from aggregator.exports.fact import text
 from aggregator.release.papers import EXACT, Hospital, Papers
-from aggregator.report.page import Blank, Cell, Code, Item, Page, Section, Table
+from models.page import Blank, Cell, Code, Item, Page, Section, Table
 
 _RUN = """\
 pip install 'intramural[silo]'        # and fire, for MONAI's command line

@@ -15,11 +15,11 @@ from pathlib import Path
 from aggregator.audit import reconcile, verify
 from aggregator.exports.fact import Fact, band, filters, in_short, listed, text
 from aggregator.report.account import Account, Study, account
-from aggregator.report.page import Blank, Cell, Figure, Item, Page, Section, Table, Verdict, as_html, as_markdown
 from aggregator.report.plot import bars, lines
 from aggregator.report.views import gdpr, hipaa
 from models.errors import IntramuralError
 from models.ledger import Verifier, read
+from models.page import Blank, Cell, Figure, Item, Page, Section, Table, Verdict, as_html, as_markdown
 
 VIEWS: Mapping[str, Callable[[Account], list[Section]]] = {"hipaa": hipaa, "gdpr": gdpr}
 """Views for a law, by the name that a command takes."""
@@ -207,11 +207,13 @@ def _what(fact: Fact) -> tuple[Cell, ...]:
 
 
 def _told(fact: Fact) -> str:
-    """Metrics, on how many images; or the code of a refusal; and whether the receiver used it."""
+    """Metrics, on how many images; a survey's fields; or the code of a refusal; and whether the receiver used it."""
     short = in_short(fact.manifest) if fact.manifest else {}
     said = [f"{short['metrics']} on {short.get('evaluated', 'an untold number')}"] if "metrics" in short else []
     if "withheld" in short:
         said.append(f"withheld: {short['withheld']}")
+    if fact.survey:
+        said.append(f"in bands: {', '.join(fact.survey.fields)}")
     if fact.code:
         said.append(f"{'refused' if fact.statement.get('kind') == 'refusal' else 'not used'}: {fact.code}")
     return "; ".join(said) or "-"

@@ -15,6 +15,7 @@ from models.exchange.documents import Agreement
 from models.ledger import Event, Opened
 
 _SHARED = {
+    *(Event.SURVEY_OFFERED, Event.SURVEY_RECEIVED),
     *(Event.UPDATE_OFFERED, Event.REPORT_OFFERED, Event.REFUSAL_OFFERED, Event.CLOSING_OFFERED),
     *(Event.UPDATE_RECEIVED, Event.REPORT_RECEIVED, Event.REFUSAL_RECEIVED, Event.CLOSING_RECEIVED),
     Event.REPLY_REJECTED,
@@ -68,8 +69,8 @@ class Study:
 
     @property
     def disclosed(self) -> list[Fact]:
-        """What says anything about patients: updates and metrics, used or not; refusals and closings do not."""
-        return [fact for fact in self.shared if fact.statement.get("kind") in ("update", "report")]
+        """What says anything about patients: updates, metrics and surveys, used or not; the rest does not."""
+        return [fact for fact in self.shared if fact.statement.get("kind") in ("update", "report", "survey")]
 
     @property
     def purpose(self) -> str:

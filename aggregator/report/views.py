@@ -11,7 +11,7 @@ from typing import Any
 
 from aggregator.exports.fact import Fact, filters, text
 from aggregator.report.account import Account, Study
-from aggregator.report.page import Blank, Cell, Item, Section, Table
+from models.page import Blank, Cell, Item, Section, Table
 
 _FIELDS = ("asked for by", "what", "answer")
 _Row = Sequence[Cell]
@@ -138,7 +138,11 @@ def _disclosed(left: Sequence[Fact]) -> str:
     said = [f"{len(updates)} model updates"]
     if arrays:
         said[0] += f" of {' or '.join(map(str, sorted(arrays)))} arrays (differences of the network's numbers)"
-    said.append(f"{len(left) - len(updates)} reports of metrics alone")
+    surveys = [fact for fact in left if fact.statement.get("kind") == "survey"]
+    said.append(f"{len(left) - len(updates) - len(surveys)} reports of metrics alone")
+    if surveys:
+        fields = sorted({name for fact in surveys if fact.survey for name in fact.survey.fields})
+        said.append(f"{len(surveys)} surveys in bands before the study: {', '.join(fields)}")
     said.append(f"metrics: {', '.join(metrics) or 'none'}")
     said.append(f"{sum(fact.nbytes or 0 for fact in left):,} bytes in all")
     return "; ".join(said)

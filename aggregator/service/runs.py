@@ -23,12 +23,14 @@ class Entry(Settings):
         run_id: The run that Flower made of it, if it has begun.
         wanted: Whether it is to run.
         problem: Why it cannot go on, and what to do about it, if that is known.
+        survey: Whether only its hospitals are to be surveyed.
     """
 
     folder: LocalPath
     run_id: Number | None = None
     wanted: bool = True
     problem: tuple[str, str] | None = None
+    survey: bool = False
 
 
 def studies(home: Home) -> dict[str, Entry]:
@@ -54,27 +56,32 @@ def wanted(home: Home) -> dict[str, Entry]:
     return {study: entry for study, entry in studies(home).items() if entry.wanted}
 
 
-def want(home: Home, study: str, folder: Path) -> None:
+def want(home: Home, study: str, folder: Path, *, survey: bool = False) -> None:
     """Have a study run; one that is wanted already goes on as it is.
 
     Args:
         home: The service folder.
         study: The study's digest.
         folder: Its study folder.
+        survey: Only survey its hospitals.
 
     Raises:
-        ConfigError: The same study is wanted from another folder: two records of one study would part.
+        ConfigError: The same study is wanted from another folder: two records of one study would part. Or it
+            is at work already on the other of run and survey.
     """
     folder = folder.resolve()
     with home.changing():
         known = wanted(home).get(study)
         if known is None:
-            _save(home, study, Entry(folder=folder))
+            _save(home, study, Entry(folder=folder, survey=survey))
         elif known.folder != folder:
             raise ConfigError(
                 f"{folder}: the study {study[:12]} is run from {known.folder} already",
                 "go on with that folder, or stop the study there first",
             )
+        elif known.survey != survey:
+            doing = "its hospitals are being surveyed" if known.survey else "it runs"
+            raise ConfigError(f"{folder}: {doing} already", "wait for the end, or stop the study first")
 
 
 def unwant(home: Home, study: str, problem: tuple[str, str] | None = None) -> None:

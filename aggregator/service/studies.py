@@ -22,11 +22,17 @@ from models.ledger import disk
 _LOOK = 0.5  # seconds between two looks
 
 
-def start(home: Home, folder: Path) -> None:
+def start(home: Home, folder: Path, *, survey: bool = False) -> None:
     """Put a study on the service's list.
 
+    Args:
+        home: The service folder.
+        folder: The study's.
+        survey: Only to survey its hospitals.
+
     Raises:
-        ConfigError: The service does not run, or the study's orders are signed with another key than its.
+        ConfigError: The service does not run, the study's orders are signed with another key than its, or the
+            study is at work already on the other of run and survey.
     """
     require_service(home)
     agreement, history = read_study(folder)
@@ -36,7 +42,7 @@ def start(home: Home, folder: Path) -> None:
             f"create the study with --service {home.folder}",
         )
     if not history.closed:
-        runs.want(home, agreement.study, folder)
+        runs.want(home, agreement.study, folder, survey=survey)
 
 
 def follow(home: Home, folder: Path, report: Report) -> None:
@@ -55,6 +61,21 @@ def follow(home: Home, folder: Path, report: Report) -> None:
             problem, hint = (entry and entry.problem) or ("it was stopped", "start it again with `run`")
             raise ConfigError(f"{folder}: the study does not run: {problem}", hint)
         time.sleep(_LOOK)
+
+
+def follow_survey(home: Home, folder: Path) -> None:
+    """Wait until a study's hospitals were surveyed.
+
+    Raises:
+        ConfigError: They cannot be.
+    """
+    study = read_study(folder)[0].study
+    while study in runs.wanted(home):
+        time.sleep(_LOOK)
+    entry = runs.studies(home).get(study)
+    if entry and entry.problem:
+        problem, hint = entry.problem
+        raise ConfigError(f"{folder}: the survey does not run: {problem}", hint)
 
 
 def stop(home: Home, folder: Path) -> dict[str, Any]:

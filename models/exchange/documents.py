@@ -2,16 +2,19 @@
 
 An *agreement* is what a hospital approves; its digest is the study's identity. An *order* is one
 visit under it. A *manifest* lists, in full, what leaves with an update (or, without arrays, with a
-report of metrics). A *refusal* is one word. A *closing* says how each side counts the exchange.
+report of metrics). A *survey* tells in bands what a hospital could train on. A *refusal* is one word. A
+*closing* says how each side counts the exchange.
 """
 
 import json
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import AfterValidator, AllowInfNan, Field, StringConstraints, ValidationError
+from pydantic import AfterValidator, AllowInfNan, Field, StringConstraints, ValidationError, model_validator
 
 from models.errors import Malformed, is_wire_code
 from models.exchange.spec import Spec, TensorSpec
+from models.exchange.survey import BEYOND, CELLS, TableName, Total, band
 from models.ledger.canonical import canonical, digest
 from models.plan import MetricName, Plan
 from models.settings import Settings
@@ -73,12 +76,16 @@ class Agreement(Document):
 
 
 class Order(Document):
-    """One visit to a silo. `train` asks for an update, `evaluate` for metrics, `close` for a farewell."""
+    """One visit to a silo.
+
+    `survey` asks, in round 0, what it could train on; `train` for an update, `evaluate` for metrics, `close`
+    for a farewell.
+    """
 
     agreement: Agreement
     round: Annotated[int, Field(ge=0)]
-    visit: Literal["train", "evaluate", "close"]
-    base: Digest  # of the model that comes with it (for `close`: of the final model)
+    visit: Literal["survey", "train", "evaluate", "close"]
+    base: Digest  # of the model that comes with it (none comes with `survey` and `close`: of the newest)
     witnesses: Digest | None = None  # of the roster of hospitals whose cosignatures come with it
 
 
@@ -141,6 +148,66 @@ class Manifest(Document):
     def matches(self, spec: Spec) -> bool:
         """Whether the listed arrays are exactly the spec's."""
         return tuple(TensorSpec(t.name, tuple(t.shape)) for t in self.tensors) == spec.tensors
+
+
+class Band(Settings):
+    """A count as one of the bands in which counts are told."""
+
+    low: Annotated[int, Field(ge=1)]
+    high: int
+
+    def __str__(self) -> str:
+        return f"{self.low}-{self.high}"
+
+    @model_validator(mode="after")
+    def _is_a_band(self) -> Self:
+        if (self.low, self.high) not in (band(self.low), band(BEYOND)):
+            raise ValueError("is none of the bands")
+        return self
+
+
+class Survey(Document):
+    """What a silo could train on: counts of the images that the study could use, and tables of their patients.
+
+    Every table has all its cells. A cell that is None is not told: it has fewer than `least` patients, or
+    hides another one that has.
+    """
+
+    least: Annotated[int, Field(ge=1)]
+    totals: dict[Total, Band] = {}
+    tables: dict[TableName, dict[str, Band | None]] = {}
+
+    @property
+    def fields(self) -> list[str]:
+        """What it tells, in alphabetical order."""
+        return sorted([*self.totals, *self.tables])
+
+    def lines(self, classes: Sequence[str]) -> dict[tuple[str, str], str]:
+        """What it tells, for people, in a fixed order.
+
+        Args:
+            classes: The plan's, in order.
+
+        Returns:
+            By what is counted and the cell ("" of a total): the band, such as `11-19`, or `hidden`.
+        """
+        found = {(name, ""): f"{self.totals[name]}" for name in get_args(Total) if name in self.totals}
+        for name in get_args(TableName):
+            cells = self.tables.get(name, {})
+            names = [cell for cell in CELLS.get(name, classes) if cell in cells]
+            what = f"patients by {name.replace('_', ' ')}"
+            found |= {(what, cell): "hidden" if cells[cell] is None else f"{cells[cell]}" for cell in names}
+        return found
+
+    @model_validator(mode="after")
+    def _closed(self) -> Self:
+        for name, cells in self.tables.items():
+            if name in CELLS and set(cells) != set(CELLS[name]):
+                raise ValueError(f"{name} has other cells than a survey")
+        told = [cell for cells in self.tables.values() for cell in cells.values() if cell]
+        if any(cell.high < self.least for cell in [*told, *self.totals.values()]):
+            raise ValueError("tells fewer than it may")
+        return self
 
 
 def _known(code: str) -> str:

@@ -32,6 +32,7 @@ class Kind(StrEnum):
     ORDER = "order"
     UPDATE = "update"
     REPORT = "report"
+    SURVEY = "survey"
     REFUSAL = "refusal"
     CLOSING = "closing"
 

@@ -59,6 +59,8 @@ class Event(StrEnum):
     UPDATE_RECEIVED = "update.received", "Aggregator, when an update passed every check, and before it is used."
     REPORT_OFFERED = "report.offered", "Silo, before metrics leave the hospital without an update."
     REPORT_RECEIVED = "report.received", "Aggregator, when such metrics passed every check, and before they are used."
+    SURVEY_OFFERED = "survey.offered", "Silo, before banded counts of what it could train on leave the hospital."
+    SURVEY_RECEIVED = "survey.received", "Aggregator, when such counts passed every check, and before they are used."
     REFUSAL_OFFERED = (
         "refusal.offered",
         "Silo, before it answers that it does not do what was asked; the manifest holds the code.",

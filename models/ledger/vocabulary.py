@@ -45,7 +45,7 @@ SIGNATURE = _shared("signature", hexadecimal(128))
 NAME = _shared("name", text("[a-z0-9][a-z0-9-]{0,62}"))
 VKEY = _shared("vkey", text(r"[^\s+]+\+[0-9a-f]{8}\+[A-Za-z0-9+/]{44}", 200))
 CODE = _shared("code", text(r"[a-z][a-z0-9-]*(\.[a-z-]+)?", 100))
-KINDS = ("order", "update", "report", "refusal", "closing")
+KINDS = ("order", "update", "report", "survey", "refusal", "closing")
 
 STATEMENT = _shared(
     "statement",
@@ -149,6 +149,8 @@ ROWS: Mapping[Event, _Row] = {
     ),
     Event.REPORT_OFFERED: _Row(record(_offered("report")), round=_ROUND),
     Event.REPORT_RECEIVED: _Row(record(_received("report"), _COSIGNED | _METRICS), round=_ROUND),
+    Event.SURVEY_OFFERED: _Row(record(_offered("survey")), round=_ROUND),
+    Event.SURVEY_RECEIVED: _Row(record(_received("survey"), _COSIGNED), round=_ROUND),
     Event.REFUSAL_OFFERED: _Row(record(_offered("refusal")), round=_ROUND),
     Event.REFUSAL_RECEIVED: _Row(record({**_received("refusal"), "code": CODE}, _COSIGNED), round=_ROUND),
     Event.CLOSING_OFFERED: _Row(record(_offered("closing")), round=_ROUND),

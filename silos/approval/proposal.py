@@ -206,6 +206,7 @@ def _measured(policy: Policy, plan: Plan) -> list[Row]:
         ("metrics withheld", ", ".join(withheld) or "none"),
         ("counts told", f"{', '.join(counted)}: {how}" if counted else "none"),
         ("also told", "names and versions of the software"),
+        ("told before training, if asked", f"{', '.join(policy.survey)}: as ranges" if policy.survey else "nothing"),
     ]
 
 

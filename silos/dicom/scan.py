@@ -47,6 +47,9 @@ ATTRIBUTES = (
     "ImageType",
     "ConversionType",
     "BurnedInAnnotation",
+    "RecognizableVisualFeatures",
+    "BodyPartExamined",
+    "StudyDate",
     "Manufacturer",
     "ManufacturerModelName",
     "Rows",
@@ -79,7 +82,7 @@ _NO_TEXT = {"SQ", "OB", "OD", "OF", "OL", "OV", "OW", "UN"}
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # and its multi-frame variants below it
 _SCREENS = {"SCREENSAVE", "SCREENSHOT", "SCREENCAPTURE", "SECONDARYCAPTURE"}
 # Modalities whose machines write names into the picture, and do not always say so.
-_OFTEN_BURNED_IN = ("US", "XA", "RF", "ES", "XC", "OT")
+OFTEN_BURNED_IN = ("US", "XA", "RF", "ES", "XC", "OT")
 File = tuple[str, int, int]  # path below the root, size in bytes, time of change in ns
 _AGAIN = -1  # as a time of change: open it again at the next scan, since the trouble may pass
 
@@ -295,7 +298,7 @@ def _reasons(rows: pd.DataFrame, modality: Sequence[str], burned_in: str, severa
     kind, series = rows["Modality"], rows["SeriesInstanceUID"]
     several = kind[readable & ~annotated & (series != "")].groupby(series).nunique() > 1
     unmarked = ~rows["BurnedInAnnotation"].str.upper().isin(["YES", "NO"])
-    risky = unmarked & kind.isin(_OFTEN_BURNED_IN) & (burned_in == "refuse")
+    risky = unmarked & kind.isin(OFTEN_BURNED_IN) & (burned_in == "refuse")
 
     reasons = known.where(~readable, "")
     for reason, applies in (

@@ -57,6 +57,9 @@ studies = {studies}
 tasks = ["classification"]
 # The only measurements that are told to others.
 metrics = ["loss", "auc", "accuracy"]
+# What may be told of the images before a study starts, in ranges; cells with fewer than min_patients are hidden.
+survey = ["patients", "studies", "series", "images", "classes", "sides", "modality", "manufacturer",
+  "transfer_syntax", "year", "spacing", "thickness", "matrix"]
 # Refuse to train with fewer patients: the fewer, the more a model says about each.
 min_patients = 11
 # Smallest number of held-out patients behind a shared metric; with fewer, the metric stays here.

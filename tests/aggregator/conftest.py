@@ -86,6 +86,7 @@ class Hospital:
         images: Its weight.
         poison: What it answers in round `poisoned`, if it misbehaves.
         silent: Whether it answers at all.
+        told: What it says in a survey, and `told_as` what kind of statement it calls that.
         outbox: Every envelope it made.
     """
 
@@ -98,6 +99,8 @@ class Hospital:
         self.poison: Poison | None = None
         self.poisoned = 2
         self.silent = False
+        self.told: dict[str, Any] = {"v": 1, "least": 11, "totals": {"patients": {"low": 20, "high": 49}}, "tables": {}}
+        self.told_as = Kind.SURVEY
         self.neighbour: Hospital | None = None
         self.outbox: list[Envelope] = []
         self._channels: dict[str, Channel] = {}
@@ -132,7 +135,7 @@ class Hospital:
         envelope = wire.unpack(message.content)
         order = Order.decode(envelope.body)
         channel = self.channel(order.agreement)
-        received = channel.verify(envelope, None if order.visit == "close" else order.agreement.spec)
+        received = channel.verify(envelope, order.agreement.spec if order.visit in ("train", "evaluate") else None)
         channel.accept(received)
         xid = received.statement.xid
         if self.poison and order.visit == "train" and order.round == self.poisoned:
@@ -145,6 +148,8 @@ class Hospital:
             return self.update(order, answers)
         if order.visit == "evaluate":
             return self.offer(order, Kind.REPORT, self.manifest(order, None), None, answers=answers)
+        if order.visit == "survey":
+            return self.offer(order, self.told_as, Raw(content=canonical(self.told)), None, answers=answers)
         closing = Closing(orders=1, replies=1, records=len(self.ledger.records))
         return self.offer(order, Kind.CLOSING, closing, None, answers=answers)
 

@@ -22,7 +22,6 @@ from aggregator.release.bundle import INFERENCE, metadata
 from aggregator.release.bundle import as_json as written
 from aggregator.release.card import card
 from aggregator.report import report
-from aggregator.report.page import as_markdown
 from aggregator.study import Study
 from models.errors import ConfigError, DigestMismatch, LedgerError, Malformed, NotAppended
 from models.exchange import wire
@@ -31,6 +30,7 @@ from models.exchange.spec import load_vector
 from models.exchange.statement import Kind
 from models.ledger import Entry, Event, Ledger, Record, Signer, Verifier, read
 from models.ledger.canonical import digest
+from models.page import as_markdown
 
 Toy = Any  # of conftest.py
 FILES = {AGREEMENT, MODEL, "configs/inference.json", "configs/metadata.json", "docs/README.md"}

@@ -12,12 +12,12 @@ from xml.etree import ElementTree as Xml
 import pytest
 
 from aggregator.report import Page, as_html, as_markdown, report
-from aggregator.report.page import Blank, Section, Table, Verdict
 from models.errors import BadSignature, Rewritten
 from models.exchange import wire
 from models.exchange.documents import Agreement, Filter, Manifest, Privacy, Refusal
 from models.exchange.statement import Kind
 from models.ledger import Entry, Event, Ledger, Record, Signer, Verifier, read
+from models.page import Blank, Section, Table, Verdict
 
 HOSTILE = (
     '<script>alert(1)</script><img src="https://evil.example/x.png" onerror=alert(1)> | `a` '

@@ -23,6 +23,7 @@ from models.errors import (
 )
 from models.exchange.documents import Agreement, Filter, Manifest, Refusal
 from models.exchange.spec import Spec, vector_digest
+from models.exchange.survey import BANDS, band
 from models.plan import Plan
 from silos import gate, privacy
 from silos.config import Policy
@@ -267,18 +268,18 @@ def test_what_was_measured_beyond_the_studys_metrics_is_in_no_byte(agree: Agree)
 def bands() -> Iterator[tuple[int, int]]:
     low = 1
     while low <= 1_000_000:
-        band = gate.band(low)
-        assert band[0] <= low <= band[1]
-        yield band
-        low = band[1] + 1
+        ends = band(low)
+        assert ends[0] <= low <= ends[1]
+        yield ends
+        low = ends[1] + 1
 
 
 def test_bands_are_disjoint_and_cover_every_count_up_to_a_million() -> None:
     ends = list(bands())
     assert ends[0][0] == 1
     assert ends[-1][1] == 1_000_000
-    assert [low for low, _ in ends] == list(gate.BANDS)
-    assert all(gate.band(low) == gate.band(high) == (low, high) for low, high in ends)
+    assert [low for low, _ in ends] == list(BANDS)
+    assert all(band(low) == band(high) == (low, high) for low, high in ends)
 
 
 def test_no_band_is_so_narrow_that_it_tells_the_count() -> None:
@@ -287,13 +288,13 @@ def test_no_band_is_so_narrow_that_it_tells_the_count() -> None:
 
 @given(st.integers(1, 1_000_000))
 def test_every_count_lies_in_its_band(count: int) -> None:
-    low, high = gate.band(count)
+    low, high = band(count)
     assert low <= count <= high
-    assert gate.band(low) == gate.band(high) == (low, high)
+    assert band(low) == band(high) == (low, high)
 
 
 def test_nothing_is_a_band_of_its_own() -> None:
-    assert gate.band(0) == (0, 0)
+    assert band(0) == (0, 0)
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,18 @@ def test_one_study_is_not_run_from_two_folders(home: Home, tmp_path: Path) -> No
     assert runs.wanted(home)[STUDY].folder == tmp_path / "lgg"
 
 
+def test_a_study_is_surveyed_or_run_and_not_both(home: Home, tmp_path: Path) -> None:
+    runs.want(home, STUDY, tmp_path / "lgg", survey=True)
+    assert runs.wanted(home)[STUDY].survey
+    with pytest.raises(ConfigError, match="being surveyed"):
+        runs.want(home, STUDY, tmp_path / "lgg")
+    runs.unwant(home, STUDY)
+    runs.want(home, STUDY, tmp_path / "lgg")
+    assert not runs.wanted(home)[STUDY].survey
+    with pytest.raises(ConfigError, match="it runs already"):
+        runs.want(home, STUDY, tmp_path / "lgg", survey=True)
+
+
 @pytest.mark.parametrize(
     "text", ["", "[]", '{"run_id": 1}', '{"folder": "x", "run_id": -1}', '{"folder": "x", "y": 1}']
 )

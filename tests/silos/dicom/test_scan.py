@@ -79,9 +79,9 @@ def test_instances_are_in_the_order_of_series_and_number(make: Make, root: Path,
 
 
 def test_attributes_are_text_and_those_asked_for_are_there(make: Make, root: Path, index: Path) -> None:
-    make(root / "a", StudyDate="20200102", Manufacturer="ACME", AccessionNumber="A1")
-    row = look(root, index, attributes=["StudyDate"]).instances.iloc[0]
-    assert row["StudyDate"] == "20200102"
+    make(root / "a", SeriesDate="20200102", Manufacturer="ACME", AccessionNumber="A1")
+    row = look(root, index, attributes=["SeriesDate"]).instances.iloc[0]
+    assert row["SeriesDate"] == "20200102"
     assert row["Rows"] == "32"
     assert row["NumberOfFrames"] == ""
     assert row["TransferSyntaxUID"] == "1.2.840.10008.1.2.1"

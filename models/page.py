@@ -2,9 +2,10 @@
 
 The HTML is one file that loads nothing: no script, no font, no image from elsewhere, and a policy in its
 head that forbids a browser to fetch any. Every text is escaped here, and only here, since a study's purpose
-or a party's name was chosen by somebody else.
+or a party's name was chosen by somebody else. A page about patients carries a warning in large letters.
 """
 
+import base64
 import html
 import re
 from collections.abc import Sequence
@@ -52,6 +53,26 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A photograph or scan, carried inside the page.
+
+    Attributes:
+        caption: What it shows.
+        png: The file, of any size; shown at its own.
+    """
+
+    caption: str
+    png: bytes
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Pictures side by side. Whoever has the page has them."""
+
+    pictures: Sequence[Picture]
+
+
+@dataclass(frozen=True)
 class Verdict:
     """A sentence that says whether something holds."""
 
@@ -66,7 +87,7 @@ class Code:
     text: str
 
 
-Item = str | Table | Figure | Verdict | Code
+Item = str | Table | Figure | Gallery | Verdict | Code
 
 
 @dataclass(frozen=True)
@@ -84,10 +105,12 @@ class Page:
     Attributes:
         title: Its title.
         sections: In order.
+        warning: What nobody may overlook; stands above everything, in large letters.
     """
 
     title: str
     sections: Sequence[Section] = field(default_factory=list)
+    warning: str = ""
 
     @property
     def ok(self) -> bool:
@@ -108,6 +131,9 @@ th { border-bottom: 1.5px solid #111; } td.number { text-align: right; white-spa
   padding-top: 1.1em; }
 .verdict { padding: .4em .7em; border-left: 5px solid #1b5e20; background: #eef5ee; }
 .verdict.bad { border-color: #b00020; background: #fbeaec; font-weight: bold; }
+.warning { font: bold 2em/1.25 Helvetica, Arial, sans-serif; color: #fff; background: #b00020; padding: .5em .7em;
+  margin: 0 0 .6em; }
+.gallery { display: flex; flex-wrap: wrap; gap: .8em; } .gallery figure { margin: 0; }
 figure { margin: .8em 0; } figcaption { font-size: .9em; color: #333; } svg { width: 100%; height: auto; }
 @page { size: A4; margin: 16mm 14mm; }
 @media print {
@@ -122,27 +148,30 @@ _LONG = 24  # characters of a word, such as a digest, that would push a table of
 _LINE = r"\_" * 9  # to write on
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+_PICTURES = "; img-src data:"  # of the page's own bytes; only where it has pictures
 
 
 def as_html(page: Page) -> str:
     """The page as one HTML file."""
     title = html.escape(page.title)
+    warning = f'<p class="warning">{html.escape(page.warning)}</p>\n' if page.warning else ""
+    policy = _POLICY + (_PICTURES if any(isinstance(i, Gallery) for s in page.sections for i in s.items) else "")
     body = "\n".join(
         f"<section>\n<h2>{html.escape(section.heading)}</h2>\n{chr(10).join(map(_html, section.items))}\n</section>"
         for section in page.sections
     )
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{title}</title>\n<style>{_STYLE}</style>\n</head>\n"
-        f"<body>\n<h1>{title}</h1>\n{body}\n</body>\n</html>\n"
+        f"<body>\n{warning}<h1>{title}</h1>\n{body}\n</body>\n</html>\n"
     )
 
 
 def as_markdown(page: Page) -> str:
-    """The page as Markdown (tables as GitHub and Pandoc read them); figures are left to the HTML."""
-    parts = [f"# {_mark(page.title)}"]
+    """The page as Markdown (tables as GitHub and Pandoc read them); figures and pictures are left to the HTML."""
+    parts = [*([f"**{_mark(page.warning)}**"] if page.warning else []), f"# {_mark(page.title)}"]
     for section in page.sections:
         parts += [f"## {_mark(section.heading)}", *map(_markdown, section.items)]
     return "\n\n".join(parts) + "\n"
@@ -156,12 +185,20 @@ def _html(item: Item) -> str:
             return f"<pre>{html.escape(text)}</pre>"
         case Figure(caption, svg):
             return f"<figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>"
+        case Gallery(pictures):
+            return f'<div class="gallery">{"".join(map(_picture, pictures))}</div>'
         case Table(columns, rows):
             head = "".join(f"<th>{html.escape(name)}</th>" for name in columns)
             lines = "\n".join(f"<tr>{''.join(_cell(cell, sums=len(columns) > 3) for cell in row)}</tr>" for row in rows)
             return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{lines}\n</tbody>\n</table>"
         case _:
             return f"<p>{html.escape(item)}</p>"
+
+
+def _picture(picture: Picture) -> str:
+    caption = html.escape(picture.caption)
+    source = f"data:image/png;base64,{base64.b64encode(picture.png).decode()}"
+    return f'<figure><img src="{source}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
 
 
 def _cell(cell: Cell, *, sums: bool) -> str:
@@ -186,6 +223,8 @@ def _markdown(item: Item) -> str:
             return f"```\n{text}\n```"
         case Figure(caption):
             return f"*{_mark(caption)} (drawn in the HTML page.)*"
+        case Gallery(pictures):
+            return f"*{len(pictures)} pictures (in the HTML page.)*"
         case Table(columns, rows):
             lines = [_row([_mark(name) for name in columns]), _row(["---"] * len(columns))]
             return "\n".join([*lines, *(_row([_mark_cell(cell) for cell in row]) for row in rows)])

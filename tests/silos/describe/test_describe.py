@@ -1,0 +1,207 @@
+"""The page about a hospital's images counts what is there, shows it, and says that it must not leave."""
+
+import json
+import re
+import shutil
+import stat
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from pydicom import dcmread
+from pydicom.uid import generate_uid
+
+from models.errors import ConfigError
+from models.page import Gallery, Page, Picture, Section, as_html, as_markdown
+from models.plan import Plan
+from silos.cli import main
+from silos.config import Site
+from silos.describe import collect, describe, pixels, write
+from silos.describe.page import WARNING, page
+from silos.dicom.scan import ATTRIBUTES
+
+Phantom = Callable[[int], Site]
+
+
+@pytest.fixture
+def site(phantom: Phantom, tmp_path: Path) -> Site:
+    """A hospital that a test may change: style 0, one folder a patient."""
+    written = phantom(0)
+    folder = tmp_path / "north"
+    shutil.copytree(written.data.root.parent, folder)
+    return Site.load(folder / "site.toml")
+
+
+def files(site: Site) -> list[Path]:
+    return sorted(path for path in site.data.root.rglob("*") if path.is_file())
+
+
+def change(path: Path, to: Path | None = None, **attributes: object) -> None:
+    """Change a file's header, its pixels staying as they are."""
+    dataset = dcmread(path)
+    for keyword, value in attributes.items():
+        setattr(dataset, keyword, value)
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    dataset.save_as(to or path)
+
+
+def instances(count: int, **columns: object) -> pd.DataFrame:
+    blank = {name: [""] * count for name in ATTRIBUTES}
+    return pd.DataFrame(blank | {"path": [f"{number}" for number in range(count)]} | columns)
+
+
+def test_a_hospital_is_counted(site: Site, make_plan: Callable[..., Plan]) -> None:
+    found = describe(site, make_plan()).description
+    assert found.totals == {"files": 36, "patients": 12, "studies": 12, "series": 12, "images": 36}
+    assert [(kind.what, kind.patients, kind.images) for kind in found.kinds["modality"]] == [("MR", 12, 36)]
+    assert {kind.what for kind in found.kinds["model"]} == {"Meridian 15"}
+    assert sum(found.shapes["thickness"].values()) == 12
+    assert found.shapes["thickness"]["5 to 7"] == 12
+    assert sum(item.images for item in found.balance) == 36
+    assert {item.label for item in found.balance} == {"none", "lesion"}
+    assert (found.looked, found.unreadable, found.duplicates, found.blank) == (36, {}, [], 0)
+    assert found.levels[0].images == 36
+    assert found.levels[0].low[2] < found.levels[0].median[2] < found.levels[0].high[2]
+
+
+def test_the_files_are_their_owners_alone_and_hold_the_pictures(site: Site) -> None:
+    html, numbers = write(site, describe(site))
+    assert html.parent == site.run.work / "describe"
+    for path in (html, numbers):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert json.loads(numbers.read_text())["warning"] == WARNING
+    text = html.read_text()
+    assert f'<p class="warning">{WARNING}</p>' in text
+    assert "must not leave" in WARNING
+    assert text.count('<img src="data:image/png;base64,') == 6 + 6 + 3  # of each class, and of the scanner
+    assert not re.search(r'(src|href)="(?!data:image/png)', text)
+    assert "default-src 'none'" in text
+    html.chmod(0o644)
+    assert stat.S_IMODE(write(site, describe(site, images=1))[0].stat().st_mode) == 0o600  # again, in its place
+
+
+def test_nothing_is_written_among_the_images(site: Site) -> None:
+    with pytest.raises(ConfigError, match=r"inside data\.root"):
+        write(site, describe(site, images=1), site.data.root / "page")
+
+
+def test_the_same_picture_under_another_uid_is_found_and_whose_it_claims_to_be(site: Site) -> None:
+    first = files(site)[0]
+    change(first, first.with_name("copy.dcm"), SOPInstanceUID=generate_uid(), PatientID="SOMEBODY-ELSE")
+    found = describe(site).description
+    assert len(found.duplicates) == 1
+    assert found.duplicates[0].patients == 2
+    assert {Path(path).name for path in found.duplicates[0].paths} == {first.name, "copy.dcm"}
+
+
+def test_a_picture_on_both_sides_of_the_split_is_told() -> None:
+    seen = instances(
+        3, digest=["x", "x", "y"], blank=[False] * 3, held_out=[True, False, None], PatientID=["p", "p", "q"]
+    )
+    assert collect.duplicates(seen) == [collect.Duplicate(["0", "1"], 1, ["held out", "train"])]
+    assert collect.duplicates(seen.assign(blank=True)) == []
+
+
+def test_blank_and_unreadable_images_are_counted(site: Site) -> None:
+    first, second = files(site)[:2]
+    dataset = dcmread(first)
+    dataset.PixelData = bytes(len(dataset.PixelData))
+    dataset.save_as(first)
+    change(second, RescaleSlope=0)
+    found = describe(site).description
+    assert (found.blank, found.unreadable) == (1, {"pixels unreadable": 1})
+
+
+def test_what_is_left_out_is_told_with_its_reason(site: Site, make_plan: Callable[..., Plan]) -> None:
+    first, second = files(site)[:2]
+    change(first, BurnedInAnnotation="YES")
+    second.write_bytes(second.read_bytes()[:-10])
+    (site.data.root / "notes.txt").write_text("a note")
+    found = describe(site, make_plan()).description
+    assert {"burned-in annotation": 1, "truncated": 1, "not DICOM": 1}.items() <= found.left_out.items()
+
+
+def test_a_hospital_without_a_usable_table_of_labels_still_gets_its_page(site: Site) -> None:
+    site.data.labels.file.unlink()
+    found = describe(site)
+    assert found.description.balance == []
+    assert "labels.csv" in found.description.labels
+    assert "No labels" in as_html(page(found.description, found.pictures, None))
+
+
+def test_images_that_do_not_deny_burned_in_text_are_counted() -> None:
+    table = instances(4, Modality=["US", "US", "MR", "MR"], BurnedInAnnotation=["", "NO", "", "no"])
+    assert collect.burned_in(table) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "faces"),
+    [
+        ({}, (0, 1, 0)),
+        ({"BodyPartExamined": "HEADNECK"}, (0, 1, 0)),
+        ({"BodyPartExamined": ""}, (0, 0, 1)),
+        ({"BodyPartExamined": "CHEST"}, (0, 0, 0)),
+        ({"SliceThickness": "5"}, (0, 0, 0)),
+        ({"Modality": "CR"}, (0, 0, 0)),
+        ({"RecognizableVisualFeatures": "YES", "SliceThickness": "5"}, (60, 0, 0)),
+    ],
+)
+def test_a_series_from_which_a_face_can_be_drawn_is_told(changes: dict[str, str], faces: tuple[int, int, int]) -> None:
+    usual = {"Modality": "MR", "BodyPartExamined": "BRAIN", "SliceThickness": "1.0", "SeriesInstanceUID": "1.2"}
+    table = instances(60).assign(**usual | changes)
+    assert collect.faces(table) == collect.Faces(*faces)
+    assert collect.faces(table.head(39)).likely == 0
+
+
+def test_a_scanners_name_cannot_become_markup(site: Site) -> None:
+    for path in files(site):
+        change(path, Manufacturer="<script>alert(1)</script>", ManufacturerModelName='"><img src=x>')
+    text = write(site, describe(site, images=4))[0].read_text()
+    assert "<script" not in text
+    assert "<img src=x" not in text
+
+
+def test_fewer_images_are_spread_over_all() -> None:
+    paths = [f"{number}" for number in range(100)]
+    assert pixels.spread(paths, 3) == ["0", "50", "99"]
+    assert pixels.spread(paths, None) == pixels.spread(paths, 100) == paths
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 500), (500, 1), (64, 64), (300, 200), (113, 112)])
+def test_a_thumbnail_is_small_and_a_png(shape: tuple[int, int]) -> None:
+    image = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    content = pixels.thumbnail(image)
+    assert content.startswith(b"\x89PNG\r\n\x1a\n")
+    width, height = struct.unpack(">2I", content[16:24])
+    assert max(width, height) <= 112
+    start = content.index(b"IDAT")
+    length = struct.unpack(">I", content[start - 4 : start])[0]
+    assert len(zlib.decompress(content[start + 4 : start + 4 + length])) == height * (width + 1)
+
+
+def test_the_same_pixels_in_another_shape_are_another_picture() -> None:
+    image = np.zeros((4, 2), np.float32)
+    assert pixels.fingerprint(image) != pixels.fingerprint(image.reshape(2, 4))
+    assert pixels.fingerprint(image) == pixels.fingerprint(image.copy())
+
+
+def test_a_page_with_pictures_may_load_nothing_but_its_own() -> None:
+    shown = Page("t", [Section("s", [Gallery([Picture("<b>", b"png")])])], "Careful")
+    assert "img-src data:" in as_html(shown)
+    assert 'alt="&lt;b&gt;"' in as_html(shown)
+    assert "img-src" not in as_html(Page("t", []))
+    assert as_markdown(shown).startswith("**Careful**")
+
+
+def test_the_command_says_where_the_page_is(site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    toml = str(site.data.root.parent / "site.toml")
+    assert main(["describe", toml, "--out", str(tmp_path / "page"), "--images", "3"]) == 0
+    assert "description.html" in capsys.readouterr().out
+    assert main(["describe", toml, "--out", str(tmp_path / "page"), "--json", "--images", "3"]) == 0
+    assert json.loads(capsys.readouterr().out)["totals"]["images"] == 36
+    with pytest.raises(SystemExit):
+        main(["describe", toml, "--images", "0"])
