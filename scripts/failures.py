@@ -9,14 +9,15 @@ every round combined or void, no update counted twice, ledgers that agree, and s
 in plain words. Where nobody was excluded, the model must be that of the undisturbed study, bit for bit.
 
 A scenario is a function: what stands before its `yield` happens before the services start, the rest in the
-middle of round 2. Results: scripts/results/failures.md and .csv. Exit code 1 if a promise was broken.
-Linux only; the full disk needs the right to mount, the wrong clock a C compiler.
+middle of round 2, or of the round that it names. Results: scripts/results/failures.md and .csv. Exit code 1 if a
+promise was broken. Linux only; the full disk needs the right to mount, the wrong clock a C compiler.
 """
 
 import argparse
 import contextlib
 import csv
 import os
+import random
 import re
 import shutil
 import signal
@@ -24,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import timedelta
@@ -51,6 +53,8 @@ ROUNDS, ENOUGH, DEADLINE = 5, 2, 90
 RESULTS = Path(__file__).parent / "results"
 _LIMIT = 900.0  # seconds for a study to end
 _WRONG_CLOCK = 600  # seconds
+_PAUSE = 20.0  # seconds between two kills of the loop
+_EXECUTOR = r"-m silos\.\S*executor"
 
 _SHIFT = f"""\
 #define _GNU_SOURCE
@@ -80,7 +84,7 @@ class Said:
     """A message that must appear.
 
     Attributes:
-        side: On whose: "coordinator" or "hospital".
+        side: On whose: "coordinator" or "hospital"; "script" of what was done.
         where: A log, or a command.
         pattern: What is looked for in it.
     """
@@ -213,6 +217,7 @@ class Scenario:
         said: What must be told, and on which side.
         spares: Whether no hospital may be excluded from any round.
         one: Whether it strikes one hospital, so that the others must be in every round.
+        round: In the middle of which round it strikes first.
     """
 
     name: str
@@ -221,17 +226,20 @@ class Scenario:
     said: Sequence[Said]
     spares: bool = False
     one: bool = True
+    round: int = 2
 
 
 SCENARIOS: dict[str, Scenario] = {}
 
 
-def scenario(title: str, *said: Said, spares: bool = False, one: bool = True) -> Callable[[Strike], Strike]:
+def scenario(
+    title: str, *said: Said, spares: bool = False, one: bool = True, round_: int = 2
+) -> Callable[[Strike], Strike]:
     """Put a function on the list."""
 
     def listed(strike: Strike) -> Strike:
         name = strike.__name__.replace("_", "-")
-        SCENARIOS[name] = Scenario(name, title, strike, said, spares, one)
+        SCENARIOS[name] = Scenario(name, title, strike, said, spares, one, round_)
         return strike
 
     return listed
@@ -264,7 +272,7 @@ def shown(code: str) -> Said:
 def executor(trial: Trial) -> Iterator[None]:
     """The journal has the order; the next executor takes it up."""
     yield
-    trial.hit(r"-m silos\.\S*executor", trial.sites[STRUCK].parent)
+    trial.hit(_EXECUTOR, trial.sites[STRUCK].parent)
 
 
 @scenario("one SuperNode", there(r"supernode ended \(signal 9\).*"))
@@ -329,6 +337,46 @@ def supervisor(trial: Trial) -> Iterator[None]:
     trial.services[STRUCK].kill()
     trial.services.pop(STRUCK).wait()
     trial.start(STRUCK)
+
+
+@scenario(
+    f"one process or a whole party every {_PAUSE:g} s, drawn from all of them, from round 1 until the study ends",
+    Said("script", "killed", "[1-9].*"),
+    one=False,
+    round_=1,
+)
+def kill_loop(trial: Trial) -> Iterator[None]:
+    """The next comes before everything has recovered from the last; a whole party is started again at once."""
+    folders = {name: site.parent for name, site in trial.sites.items()}
+    targets = {
+        **{f"{name}'s executor": (_EXECUTOR, folder) for name, folder in folders.items()},
+        **{f"{name}'s SuperNode": ("flower-supernode", folder) for name, folder in folders.items()},
+        "SuperLink": ("flower-superlink", trial.home),
+        "ServerApp": ("flwr-serverapp --", trial.home),
+        **{f"all of {name}": ("", folder) for name, folder in {**folders, "aggregator": trial.home}.items()},
+    }
+    draw, killed = random.Random(1), Counter[str]()  # noqa: S311 - the same draws each time
+    deck: list[str] = []
+    yield
+    end = time.monotonic() + _LIMIT
+    while time.monotonic() < end:
+        there = [name for name in deck if trial.pids(*targets[name])]
+        if not there:  # each once, before any comes twice
+            deck = draw.sample(list(targets), len(targets))
+            continue
+        name = there[0]
+        deck.remove(name)
+        party = name.removeprefix("all of ")
+        if party == name:
+            trial.hit(*targets[name])
+        else:
+            trial.hit_all(party)
+            trial.start(party)
+        killed[name] += 1
+        if trial.wait(lambda: trial.history().closed, _PAUSE, 1):
+            break
+    times = ", ".join(f"{name} {count}" for name, count in sorted(killed.items()))
+    trial.outputs["killed"] = f"{killed.total()} kills: {times}"
 
 
 # A hospital's bad day.
@@ -505,8 +553,9 @@ def perform(template: Path, folder: Path, planned: Scenario | None, row: Row) ->
         trial.wait_for_nodes([name for name in NAMES if trial.wait_for_all or name != STRUCK])
         started = time.monotonic()
         trial.ask("aggregator", "run", trial.study, "--service", trial.home, "--detach")
-        if not trial.wait(lambda: trial.in_round(2) and (trial.working() or not trial.wait_for_all), _LIMIT, 0.02):
-            row.broken = "round 2 never began"
+        first = planned.round if planned else 2
+        if not trial.wait(lambda: trial.in_round(first) and (trial.working() or not trial.wait_for_all), _LIMIT, 0.02):
+            row.broken = f"round {first} never began"
         next(strike, None)
         if not trial.wait(lambda: trial.history().closed, _LIMIT):
             row.broken = f"not over after {_LIMIT:g} s"
@@ -515,7 +564,7 @@ def perform(template: Path, folder: Path, planned: Scenario | None, row: Row) ->
             trial.hear("aggregator", "show", trial.study, "--json")
             trial.wait(lambda: all(map(trial.said, planned.said)), 90, 1)
             quoted = [(item, trial.said(item)) for item in planned.said]
-            row.message = " / ".join(f"{item.side}: {text[:110]}" for item, text in quoted if text)
+            row.message = " / ".join(f"{item.side}: {text[:300]}" for item, text in quoted if text)
             missing = [f"{item.side} does not say {item.pattern!r}" for item, text in quoted if not text]
             row.broken = "; ".join(filter(None, [row.broken, *missing]))
         for name in list(trial.services)[::-1]:
@@ -540,8 +589,10 @@ def judge(trial: Trial, row: Row) -> None:
     row.excluded = ", ".join(f"{name} in {' '.join(numbers)}" for name, numbers in absent.items()) or "nobody"
     twice = counted_twice(records)
     row.counted_twice = ", ".join(twice) or "no"
-    disputes = list(disagreements(trial))
-    row.ledgers = "; ".join(disputes) or "agree"
+    waiting: dict[str, int] = {}
+    disputes = list(disagreements(trial, waiting))
+    open_ = ", ".join(f"{count} with {name}" for name, count in waiting.items() if count)
+    row.ledgers = "; ".join(disputes) or (f"agree; pending: {open_}" if open_ else "agree")
     row.broken = "; ".join([*problems, *twice, *disputes])
 
 
@@ -559,8 +610,13 @@ def counted_twice(records: Iterable[Any]) -> list[str]:
     return found
 
 
-def disagreements(trial: Trial) -> Iterator[str]:
-    """What is wrong in any ledger, or between the coordinator's and a hospital's."""
+def disagreements(trial: Trial, waiting: dict[str, int]) -> Iterator[str]:
+    """What is wrong in any ledger, or between the coordinator's and a hospital's.
+
+    Args:
+        trial: All its services are stopped.
+        waiting: Is told how many exchanges with each hospital both sides mark as pending.
+    """
     ours = trial.study / "ledger"
     ledgers = [ours, *(Site.load(site).run.work / "ledger" for site in trial.sites.values())]
     for ledger in ledgers:
@@ -569,7 +625,12 @@ def disagreements(trial: Trial) -> Iterator[str]:
     for ledger in ledgers[1:]:
         if ledger.exists():
             try:
-                yield from reconcile(ours, ledger).problems
+                pair = reconcile(ours, ledger)
+                waiting[pair.silo] = len(pair.pending)
+                yield from pair.problems
+                lines = [*read(ours).records, *read(ledger).records]
+                receipts = {record.body["xid"] for record in lines if record.event == Event.EXCHANGE_RECEIPT}
+                yield from (f"{x[:16]} is pending, but there is a receipt" for x in pair.pending if x in receipts)
             except IntramuralError as error:
                 yield str(error)
 

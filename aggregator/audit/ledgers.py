@@ -8,7 +8,7 @@ from typing import Any
 from aggregator.audit import lines
 from aggregator.audit.lines import Peer
 from models.errors import BadSignature, IntramuralError, Malformed
-from models.exchange.statement import receipt_bytes, signing_bytes
+from models.exchange.statement import Statement, receipt_bytes, signing_bytes
 from models.ledger import Checkpoint, Event, Opened, Record, Verifier, cosigners, read, read_partings
 from models.ledger.vocabulary import explain
 
@@ -76,9 +76,10 @@ def verify(folder: Path | str, verifier: Verifier | None = None) -> Verdict:
             problems.append(f"line {record.seq + 1}: {error}")
     statements, receipts = 0, 0
     kept: set[str] = set()  # documents that are there, each read once
+    sent: dict[str, str] = {}  # to whom, by xid
     for record in readable:
         try:
-            found = _check(record, opened, peers)
+            found = _check(record, opened, peers, sent)
             for name in set(lines.documents(record)) - kept:
                 opened.manifest(name)
                 kept.add(name)
@@ -131,22 +132,27 @@ def _parted(opened: Opened, peers: Mapping[Peer, Verifier]) -> list[str]:
     return problems
 
 
-def _check(record: Record, opened: Opened, peers: Mapping[Peer, Verifier]) -> tuple[int, int]:
-    """Check the signatures of one line; how many statements and receipts there were."""
+def _check(record: Record, opened: Opened, peers: Mapping[Peer, Verifier], sent: dict[str, str]) -> tuple[int, int]:
+    """Check the signatures of one line, and note what it sends; how many statements and receipts there were."""
     own, body = opened.verifier, record.body
     keys = {name: verifier for (study, name), verifier in peers.items() if study == record.study}
     keys[own.name] = own
     if record.event == Event.EXCHANGE_RECEIPT:
         if keys.keys() == {own.name}:  # as with statements: nobody vouched for the key of such a study's coordinator
             return 0, 0
-        _check_receipt(body, keys)
+        _check_receipt(body, keys, sent)
         return 0, 1
     if "statement" not in body:
         return 0, 0
-    return int(check_statement(record, own, keys)), 0
+    statement = check_statement(record, own, keys)
+    if statement is None:
+        return 0, 0
+    if lines.is_offer(record):
+        sent[statement.xid] = statement.dst
+    return 1, 0
 
 
-def check_statement(record: Record, own: Verifier, keys: Mapping[str, Verifier]) -> bool:
+def check_statement(record: Record, own: Verifier, keys: Mapping[str, Verifier]) -> Statement | None:
     """Check the line of a statement: who may have said it here, and that they did.
 
     Args:
@@ -155,8 +161,8 @@ def check_statement(record: Record, own: Verifier, keys: Mapping[str, Verifier])
         keys: Keys of the parties of its study, by name.
 
     Returns:
-        Whether its signatures could be checked. Of a study that was never approved here they cannot: nobody
-        vouched for its coordinator's key.
+        The statement; None if its signatures could not be checked. Of a study that was never approved here
+        they cannot: nobody vouched for its coordinator's key.
 
     Raises:
         BadSignature: Somebody else signed it, or something else was signed.
@@ -167,25 +173,22 @@ def check_statement(record: Record, own: Verifier, keys: Mapping[str, Verifier])
     if statement.study != record.study or owner != own.name:
         raise Malformed("the statement is of another study or of other parties than the line")
     if statement.src not in keys:
-        return False
+        return None
     keys[statement.src].verify(signing_bytes(statement.xid), bytes.fromhex(body["signature"]))
     if lines.is_offer(record):
-        return True
+        return statement
     own.verify(receipt_bytes(statement.xid), bytes.fromhex(body["receipt"]))
     head = Checkpoint.open(body["head"], keys[statement.src])
     if (head.size, head.root.hex()) != (body["size"], body["root"]):
         raise BadSignature(f"the head is not the one that {statement.src} signed")
-    return True
+    return statement
 
 
-def _check_receipt(body: Mapping[str, Any], keys: Mapping[str, Verifier]) -> None:
-    for verifier in keys.values():
-        try:
-            verifier.verify(receipt_bytes(body["xid"]), bytes.fromhex(body["receipt"]))
-        except BadSignature:
-            continue
-        return
-    raise BadSignature("the receipt is not signed by any party of this ledger")
+def _check_receipt(body: Mapping[str, Any], keys: Mapping[str, Verifier], sent: Mapping[str, str]) -> None:
+    addressee = keys.get(sent.get(body["xid"], ""))
+    if addressee is None:
+        raise BadSignature("the receipt is of nothing that was sent from here")
+    addressee.verify(receipt_bytes(body["xid"]), bytes.fromhex(body["receipt"]))
 
 
 def ledger_folder(path: Path) -> Path:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from json.encoder import encode_basestring as _text  # escapes what RFC 8785 section 3.2.2.2 does, and no more
 from typing import Any, NoReturn
 
@@ -47,25 +48,15 @@ def parse(data: bytes) -> Any:
     Raises:
         ValueError: Not JSON, or JSON that `canonical` would have written otherwise.
     """
-    floats: list[float] = []
-
-    def integer(text: str) -> int | float:
-        # The float 1e16 is written 10000000000000000; read as an int, it could not be written again.
-        number = int(text)
-        if -_SAFE < number < _SAFE:
-            return number
-        floats.append(float(text))
-        return floats[-1]
-
-    def fraction(text: str) -> float:
-        floats.append(float(text))
-        return floats[-1]
-
     try:
-        value = json.loads(data.decode(), parse_int=integer, parse_float=fraction, parse_constant=_refuse)
-        # Of ASCII text without fractions, the standard library's encoder writes the same and is faster.
-        if not floats and data.isascii() and _ENCODER.encode(value).encode() == data:
-            return value
+        text = data.decode()
+        # Of almost all lines, the standard library's encoder writes the same as `canonical`, and is faster.
+        if text.isascii() or len(text.encode("utf-16-le")) == 2 * len(text):  # else keys may have another order
+            with suppress(_Unusual):
+                value = _DECODER.decode(text)
+                if _ENCODER.encode(value).encode() == data:
+                    return value
+        value = json.loads(text, parse_int=_integer, parse_constant=_refuse)
     except RecursionError:
         raise ValueError("is nested too deeply") from None
     if canonical(value) != data:
@@ -134,5 +125,32 @@ def _number(value: float) -> str:
     return f"{sign}{digits[0]}{'.' * (len(digits) > 1)}{digits[1:]}e{point - 1:+d}"
 
 
+def _integer(text: str) -> int | float:
+    # The float 1e16 is written 10000000000000000; read as an int, it could not be written again.
+    number = int(text)
+    return number if -_SAFE < number < _SAFE else float(text)
+
+
+class _Unusual(Exception):  # noqa: N818 - it says what it is
+    """A number that Python may not write as ECMAScript does."""
+
+
+def _whole(text: str) -> int:
+    number = int(text)
+    if not -_SAFE < number < _SAFE:
+        raise _Unusual
+    return number
+
+
+def _fraction(text: str) -> float:
+    number = float(text)
+    if text != repr(number) or "e" in text or text.endswith(".0"):
+        raise _Unusual
+    return number
+
+
 def _refuse(word: str) -> NoReturn:
     raise ValueError(f"{word} is not JSON")
+
+
+_DECODER = json.JSONDecoder(parse_int=_whole, parse_float=_fraction, parse_constant=_refuse)

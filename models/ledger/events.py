@@ -131,7 +131,7 @@ class Record:
         """Its canonical JSON, without the newline; of a line that was read, the very bytes."""
         return canonical(self.values())
 
-    @property
+    @cached_property
     def leaf(self) -> bytes:
         """RFC 6962 leaf hash of the line, 32 bytes."""
         return leaf_hash(self.line)
@@ -162,12 +162,7 @@ class Record:
 
 def is_digest(value: object) -> bool:
     """Is it a SHA-256, as 64 lower-case hexadecimal digits?"""
-    return _hex(64)(value)
-
-
-def _hex(length: int) -> Callable[[object], bool]:
-    pattern = re.compile(f"[0-9a-f]{{{length}}}")
-    return lambda value: isinstance(value, str) and pattern.fullmatch(value) is not None
+    return isinstance(value, str) and _DIGEST.fullmatch(value) is not None
 
 
 def _count(value: object) -> bool:
@@ -175,7 +170,7 @@ def _count(value: object) -> bool:
 
 
 def _time(value: object) -> bool:
-    if not isinstance(value, str) or not re.fullmatch(r"[0-9]{4}(-[0-9]{2}){2}T[0-9]{2}(:[0-9]{2}){2}Z", value):
+    if not isinstance(value, str) or not _TIME.fullmatch(value):
         return False
     try:
         return bool(datetime.fromisoformat(value))
@@ -184,13 +179,15 @@ def _time(value: object) -> bool:
 
 
 _EVENTS = frozenset(Event)
+_DIGEST, _SALT = re.compile("[0-9a-f]{64}"), re.compile("[0-9a-f]{32}")
+_TIME = re.compile("[0-9]{4}(-[0-9]{2}){2}T[0-9]{2}(:[0-9]{2}){2}Z")
 
 _VALID: dict[str, Callable[[Any], bool]] = {
     "v": lambda value: type(value) is int and value == 1,
     "seq": _count,
     "prev": is_digest,
     "ts": _time,
-    "salt": _hex(32),
+    "salt": lambda value: isinstance(value, str) and _SALT.fullmatch(value) is not None,
     "event": lambda value: isinstance(value, str) and value in _EVENTS,
     "study": lambda value: value is None or is_digest(value),
     "round": lambda value: value is None or _count(value),

@@ -13,8 +13,8 @@ from aggregator.audit import as_json, reconcile, verify
 from models.errors import IntramuralError, LedgerError
 from models.exchange import wire
 from models.exchange.documents import Refusal
-from models.exchange.statement import Kind, Statement
-from models.ledger import Event, Record, Signer, read
+from models.exchange.statement import Kind, Statement, receipt_bytes
+from models.ledger import Entry, Event, Ledger, Record, Signer, read
 
 Toy = Any  # of conftest.py
 SILO = "north"
@@ -59,6 +59,25 @@ def test_an_honest_ledger_proves_itself(finished: Path, name: str) -> None:
     assert verdict.receipts == (20 if "ledger" in name else 4)  # the farewell is never acknowledged
     assert (verdict.first, verdict.last) == (opened.records[0].ts, opened.records[-1].ts)
     assert verdict.unsigned == 0
+
+
+@pytest.mark.parametrize(("xid", "signer"), [("sent", "north"), ("sent", "east"), ("never sent", "north")])
+def test_a_receipt_is_of_something_sent_and_from_whom_it_was_sent_to(
+    finished: Path, tmp_path: Path, xid: str, signer: str
+) -> None:
+    ledger, key = shutil.copytree(finished / "toy" / "ledger", tmp_path / "ledger"), hub_key(finished)
+    orders = [r for r in read(ledger).records if r.event == Event.ORDER_OFFERED]
+    order = next(r for r in orders if r.body["statement"]["dst"] == "north")
+    named = Statement.parse(order.body["statement"]).xid if xid == "sent" else "ab" * 32
+    body = {"xid": named, "receipt": silo_key(signer).sign(receipt_bytes(named)).hex()}
+    with Ledger.open(ledger, key) as opened:
+        opened.append(Entry(Event.EXCHANGE_RECEIPT, body, order.study))
+    problems = verify(ledger).problems
+    if (xid, signer) == ("sent", "north"):
+        assert problems == []
+    else:
+        assert len(problems) == 1
+        assert ("not signed by north" if xid == "sent" else "nothing that was sent") in problems[0]
 
 
 def test_a_verdict_is_json(finished: Path) -> None:

@@ -74,7 +74,18 @@ def test_of_all_ways_to_write_a_value_only_the_canonical_one_is_read(value: obje
 
 
 @pytest.mark.parametrize(
-    "data", [b'{"a":1e2}', b'{"a":-0}', b'{"a":1.50}', b"9007199254740993", b'{"a":100000000000000000000000}']
+    "data",
+    [
+        b'{"a":1e2}',
+        b'{"a":-0}',
+        b'{"a":-0.0}',
+        b'{"a":1.50}',
+        b'{"a":2.0}',
+        b'{"a":1e-05}',
+        b'{"a":1e+16}',
+        b"9007199254740993",
+        b'{"a":100000000000000000000000}',
+    ],
 )
 def test_a_number_in_another_than_its_canonical_form_is_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match="canonical"):
@@ -106,6 +117,8 @@ def test_what_has_no_canonical_json_is_refused(value: object) -> None:
         b"1.0",
         b"NaN",
         b'"\\u0041"',
+        b"1e999",
+        b'"\\ud800"',
         b"\xff",
         b"[" * 10**5,
     ],
@@ -113,3 +126,15 @@ def test_what_has_no_canonical_json_is_refused(value: object) -> None:
 def test_json_that_is_not_canonical_is_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match=r".+"):
         parse(data)
+
+
+def test_keys_are_in_the_order_of_utf_16_and_not_of_unicode() -> None:
+    ordered = '{"é":1,"\U0001f600":2,"\ue000":3}'.encode()
+    assert canonical(parse(ordered)) == ordered
+    with pytest.raises(ValueError, match="canonical"):
+        parse('{"é":1,"\ue000":3,"\U0001f600":2}'.encode())
+
+
+@pytest.mark.parametrize("data", [b"0.0001", b"0.00001", b"1e-7", b"-0.5", b"10000000000000000", b"1e+21", b"[0.1,2]"])
+def test_a_number_in_its_canonical_form_is_read(data: bytes) -> None:
+    assert canonical(parse(data)) == data
