@@ -18,9 +18,10 @@ from aggregator.grid import StudyGrid
 from aggregator.history import History, read_history, write_metrics
 from aggregator.strategy import Audited, Contribution
 from aggregator.study import Position, Study
-from aggregator.visits import POLL, Visit, part, visit
+from aggregator.visits import POLL, Visit, part
 from models.errors import ConfigError
 from models.exchange.channel import Channel
+from models.exchange.documents import VisitKind
 from models.exchange.spec import vector_digest
 from models.exchange.statement import Statement
 from models.ledger import Entry, Event
@@ -189,9 +190,9 @@ class _Run:
                 found[name] = _Accepted(xid, digest, Contribution(name, record.body["weight"], load))
         return found
 
-    def visit(self, kind: Visit, round_: int, position: Position, nodes: list[int]) -> None:
+    def visit(self, kind: VisitKind, round_: int, position: Position, nodes: list[int]) -> None:
         """Send an order to each node, and take in what comes back."""
-        visit(self.study, self.grid, self.channels, kind, round_, position, nodes)
+        Visit(self.study, self.grid, self.channels, kind, round_, position).make(nodes)
 
     def name(self, node: int) -> str:
         """The hospital of a node."""
