@@ -144,7 +144,9 @@ class Visit:
         )
         spec = None if model is None else study.spec.digest
         drafts = [
-            self.channels[node].draft(Kind.ORDER, self.round, order, spec=spec, vector=model, testimony=testimony)
+            self.channels[node].draft(
+                Kind.ORDER, self.round, order, spec=spec, vector=model, payload=base, testimony=testimony
+            )
             for node in nodes
         ]
         for node, envelope in zip(nodes, offer(drafts), strict=True):

@@ -166,6 +166,7 @@ class Silo:
             release.manifest,
             spec=agreement.spec,
             vector=release.vector,
+            payload=release.manifest.digest,
             answers=asked.xid,
             facts={"base": order.base},
         )
