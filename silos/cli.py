@@ -336,10 +336,8 @@ def _initial(arguments: argparse.Namespace) -> int:
     from models import tasks
     from models.exchange.spec import save_vector, vector_digest
     from models.plan import Plan
-    from models.tasks.flat import FlatNetwork
 
-    plan = Plan.load(arguments.study)
-    network = FlatNetwork(tasks.task(plan.task).build(plan.seed))
+    network = tasks.network(Plan.load(arguments.study))
     vector = network.weights.numpy()
     save_vector(arguments.file, network.spec, vector)
     print(vector_digest(network.spec.digest, vector))

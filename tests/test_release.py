@@ -17,6 +17,7 @@ from aggregator.release.bundle import FORMATS
 from models import tasks
 from models.errors import ConfigError, DataError, SpecMismatch
 from models.exchange.spec import load_vector, save_vector
+from models.tasks import Case
 from models.tasks.flat import FlatNetwork
 from silos import inference
 from silos.dicom.decode import read_image
@@ -77,7 +78,7 @@ def own_prediction(world: Path, images: list[Path]) -> torch.Tensor:
         task, position = tasks.task(study.plan.task), study.position
         network = FlatNetwork(task.build(0))
         network.load(study.load_model(position.model, position.digest))
-    inputs = torch.from_numpy(np.stack([task.prepare(read_image(path)) for path in images]))
+    inputs = torch.from_numpy(np.stack([task.prepare(Case(read_image(path))).image for path in images]))
     with torch.no_grad():
         return network.module.eval()(inputs).softmax(1)
 

@@ -97,7 +97,7 @@ def write_hospital(
     rows: list[list[str]] = []
     canaries: set[str] = set()
     for patient, burden in zip(people, _burdens(rng, patients), strict=True):
-        slices, ill = examine(rng, scanner, count=images, size=size, burden=burden)
+        slices, spots = examine(rng, scanner, count=images, size=size, burden=burden)
         uids = {kind: _uid(name, seed, patient.mrn, kind) for kind in ("study", "series", "frame")}
         for number, (stored, lesion) in enumerate(zip(slices, ill, strict=True), start=1):
             dataset = _header(clinic, patient, habits, uids, number, images)
