@@ -77,29 +77,23 @@ def contours(images: Sequence[Dataset], spots: NDArray[np.bool_], segment: str, 
     dataset.Modality, dataset.SeriesNumber, dataset.StructureSetLabel = "RTSTRUCT", 2, "drawn"
     dataset.StructureSetDate, dataset.StructureSetTime = first.StudyDate, first.StudyTime
     dataset.Manufacturer = _DRAWN_BY["manufacturer"]
-    named = [_item(ReferencedSOPClassUID=i.SOPClassUID, ReferencedSOPInstanceUID=i.SOPInstanceUID) for i in images]
-    of_series = _item(SeriesInstanceUID=first.SeriesInstanceUID, ContourImageSequence=named)
-    of_study = _item(
+    named = [item(ReferencedSOPClassUID=i.SOPClassUID, ReferencedSOPInstanceUID=i.SOPInstanceUID) for i in images]
+    of_series = item(SeriesInstanceUID=first.SeriesInstanceUID, ContourImageSequence=named)
+    of_study = item(
         ReferencedSOPClassUID="1.2.840.10008.3.1.2.3.1",
         ReferencedSOPInstanceUID=first.StudyInstanceUID,
         RTReferencedSeriesSequence=[of_series],
     )
     frame = first.FrameOfReferenceUID
-    dataset.ReferencedFrameOfReferenceSequence = [
-        _item(FrameOfReferenceUID=frame, RTReferencedStudySequence=[of_study])
-    ]
+    dataset.ReferencedFrameOfReferenceSequence = [item(FrameOfReferenceUID=frame, RTReferencedStudySequence=[of_study])]
     dataset.StructureSetROISequence = [
-        _item(ROINumber=1, ReferencedFrameOfReferenceUID=frame, ROIName=segment, ROIGenerationAlgorithm="MANUAL")
+        item(ROINumber=1, ReferencedFrameOfReferenceUID=frame, ROIName=segment, ROIGenerationAlgorithm="MANUAL")
     ]
-    drawn = [
-        _contour(image, outline)
-        for image, spot in zip(images, spots, strict=True)
-        for outline in outlines(spot)
-    ]
-    roi = _item(ReferencedROINumber=1, **({"ContourSequence": drawn} if drawn else {}))
+    drawn = [_contour(image, outline) for image, spot in zip(images, spots, strict=True) for outline in outlines(spot)]
+    roi = item(ReferencedROINumber=1, **({"ContourSequence": drawn} if drawn else {}))
     dataset.ROIContourSequence = [roi]
     dataset.RTROIObservationsSequence = [
-        _item(ObservationNumber=1, ReferencedROINumber=1, RTROIInterpretedType="", ROIInterpreter="")
+        item(ObservationNumber=1, ReferencedROINumber=1, RTROIInterpretedType="", ROIInterpreter="")
     ]
     return dataset
 
@@ -135,8 +129,8 @@ def _contour(image: Dataset, outline: NDArray[np.float64]) -> Dataset:
     axes = np.array(image.ImageOrientationPatient, float).reshape(2, 3)
     rows, columns = (float(each) for each in image.PixelSpacing)
     points = np.array(image.ImagePositionPatient, float) + outline * [columns, rows] @ axes
-    named = _item(ReferencedSOPClassUID=image.SOPClassUID, ReferencedSOPInstanceUID=image.SOPInstanceUID)
-    return _item(
+    named = item(ReferencedSOPClassUID=image.SOPClassUID, ReferencedSOPInstanceUID=image.SOPInstanceUID)
+    return item(
         ContourImageSequence=[named],
         ContourGeometricType="CLOSED_PLANAR",
         NumberOfContourPoints=len(points),
@@ -144,8 +138,9 @@ def _contour(image: Dataset, outline: NDArray[np.float64]) -> Dataset:
     )
 
 
-def _item(**elements: object) -> Dataset:
-    item = Dataset()
+def item(**elements: object) -> Dataset:
+    """An item of a sequence."""
+    made = Dataset()
     for keyword, value in elements.items():
-        setattr(item, keyword, value)
-    return item
+        setattr(made, keyword, value)
+    return made
