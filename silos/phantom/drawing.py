@@ -11,7 +11,7 @@ from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, RTStructureSetStorage
 
-_DRAWN_BY = {"manufacturer": "Aurelia Imaging", "manufacturer_model_name": "Pencil", "software_versions": "1.0"}
+_MAKER = "Aurelia Imaging"
 
 
 def segmentation(images: Sequence[Dataset], spots: NDArray[np.bool_], segment: str, uids: Sequence[UID]) -> Dataset:
@@ -44,7 +44,9 @@ def segmentation(images: Sequence[Dataset], spots: NDArray[np.bool_], segment: s
             instance_number=1,
             device_serial_number=str(images[0].DeviceSerialNumber),
             omit_empty_frames=bool(spots.any()),
-            **_DRAWN_BY,
+            manufacturer=_MAKER,
+            manufacturer_model_name="Pencil",
+            software_versions="1.0",
         )
     # Where highdicom takes the hour and chance, so that the same seed writes the same bytes.
     dataset.ContentDate = dataset.InstanceCreationDate = images[0].StudyDate
@@ -76,7 +78,7 @@ def contours(images: Sequence[Dataset], spots: NDArray[np.bool_], segment: str, 
     dataset.SOPClassUID, dataset.SOPInstanceUID, dataset.SeriesInstanceUID = RTStructureSetStorage, own, series
     dataset.Modality, dataset.SeriesNumber, dataset.StructureSetLabel = "RTSTRUCT", 2, "drawn"
     dataset.StructureSetDate, dataset.StructureSetTime = first.StudyDate, first.StudyTime
-    dataset.Manufacturer = _DRAWN_BY["manufacturer"]
+    dataset.Manufacturer = _MAKER
     named = [item(ReferencedSOPClassUID=i.SOPClassUID, ReferencedSOPInstanceUID=i.SOPInstanceUID) for i in images]
     of_series = item(SeriesInstanceUID=first.SeriesInstanceUID, ContourImageSequence=named)
     of_study = item(
