@@ -18,6 +18,7 @@ from models.ledger.events import Event, Record
 from models.ledger.forms import (
     ANY_OBJECT,
     NULL,
+    TRUE,
     Form,
     count,
     either,
@@ -169,7 +170,7 @@ ROWS: Mapping[Event, _Row] = {
             {
                 "inputs": many(_INPUT),
                 "excluded": many(NAME),
-                "strategy": record({"name": _WORD, "mu": number()}),
+                "strategy": record({"name": _WORD, "mu": number()}, {"local_norm": TRUE}),
                 "base": DIGEST,
                 "model": DIGEST,
             }

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from models.plan.imaging import Augmentation, Classification, Imaging, Landmarks, Segmentation
-from models.plan.task import AnyTask, MetricName, Named, Network, TaskSettings, Word, register
+from models.plan.task import AnyTask, MetricName, Named, Network, TaskSettings, Unit, Word, register
 from models.settings import ByteSize, Settings
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
@@ -111,6 +111,7 @@ __all__ = [
     "Strategy",
     "TaskSettings",
     "Training",
+    "Unit",
     "Word",
     "register",
 ]
