@@ -101,6 +101,17 @@ _FILE = record(
         "bytes": count(),
     }
 )
+_YES = Form({"const": True}, lambda value: value is True)
+_STRATEGY = record(
+    {"name": _WORD, "mu": number()},
+    {
+        "local_norm": _YES,
+        **dict.fromkeys(("server_learning_rate", "server_momentum", "eta", "tau", "beta_1", "beta_2"), number()),
+        **dict.fromkeys(("beta", "q", "client_learning_rate"), number()),
+        "malicious": count(),
+        "select": count(1),
+    },
+)
 _INPUT = record({"silo": NAME, "xid": DIGEST, "digest": DIGEST, "weight": number(above=0)})
 
 
@@ -169,10 +180,11 @@ ROWS: Mapping[Event, _Row] = {
             {
                 "inputs": many(_INPUT),
                 "excluded": many(NAME),
-                "strategy": record({"name": _WORD, "mu": number()}),
+                "strategy": _STRATEGY,
                 "base": DIGEST,
                 "model": DIGEST,
-            }
+            },
+            {"state": mapping(_WORD, DIGEST), "selected": many(NAME)},
         ),
         round=_ROUND,
     ),
