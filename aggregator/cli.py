@@ -215,7 +215,7 @@ def _show(arguments: argparse.Namespace) -> int:
         return OK
     plan = agreement.plan
     print(f"{plan.name}@{agreement.study}\n{plan.purpose}")
-    print(f"{plan.task.name} with {plan.task.network.name}, {plan.strategy.name}, {plan.rounds} rounds")
+    print(f"{plan.task.name} with {plan.task.network.name}, {plan.strategy}, {plan.rounds} rounds")
     show_history(history)
     return OK
 

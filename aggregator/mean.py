@@ -14,17 +14,18 @@ from models.exchange.spec import Vector
 _CHUNK = 1 << 18  # elements; a chunk's product stays in a core's cache
 
 
-def weighted_mean(weights: Sequence[float], vectors: Iterable[Vector]) -> Vector:
+def weighted_mean(weights: Sequence[float], vectors: Iterable[Vector], total: float | None = None) -> Vector:
     """FedAvg's mean (McMahan et al., AISTATS 2017, algorithm 1).
 
     Args:
         weights: Above 0, one for each vector.
         vectors: 1-D float32 of one length; consumed one at a time.
+        total: What the sum is divided by; the weights' sum by default.
 
     Returns:
         The mean, float32. Of one vector it is that vector, to the bit.
     """
-    total = math.fsum(weights)
+    total = math.fsum(weights) if total is None else total
     mean: Vector | None = None
     rest = iter(vectors)
     for weight in weights:  # not `zip`, which would keep a vector until the next one is there

@@ -16,9 +16,10 @@ from pathlib import Path
 from aggregator import strategy
 from aggregator.grid import StudyGrid
 from aggregator.history import History, read_history, write_metrics
-from aggregator.strategy import Audited, Contribution
+from aggregator.strategy import Audited
 from aggregator.study import Position, Study
 from aggregator.visits import POLL, Visit, part
+from aggregator.weighing import Contribution
 from models.errors import ConfigError
 from models.exchange.channel import Channel
 from models.exchange.documents import VisitKind
@@ -159,9 +160,11 @@ class _Run:
             study.drop_updates(round_)
             return
         base = functools.partial(study.load_model, position.model, digest)
-        model = self.strategy.combine(round_, base, [item.contribution for item in accepted.values()])
-        output = vector_digest(study.spec.digest, model)
-        study.save_model(round_, model)
+        contributions = [item.contribution for item in accepted.values()]
+        combined = self.strategy.combine(round_, base, contributions, study.load_state(position))
+        output = vector_digest(study.spec.digest, combined.model)
+        study.save_model(round_, combined.model)
+        state = study.save_state(round_, combined.state)
         body = {
             "inputs": [
                 {"silo": name, "xid": item.xid, "digest": item.digest, "weight": item.contribution.weight}
@@ -171,9 +174,12 @@ class _Run:
             "strategy": self.plan.strategy.model_dump(mode="json"),
             "base": digest,
             "model": output,
+            **({"state": state} if state else {}),
+            **({} if combined.selected is None else {"selected": list(combined.selected)}),
         }
         ledger.append(Entry(Event.AGGREGATED, body, study.digest, round_))
         study.drop_updates(round_)
+        study.drop_states(before=round_)
 
     def accepted(self, round_: int, base: str) -> "dict[str, _Accepted]":
         """The updates of a round that the ledger says were accepted and that are still on disk."""
@@ -185,8 +191,10 @@ class _Run:
             name = statement["src"]
             if self.study.has_update(round_, name, digest):
                 load = functools.partial(self.study.load_update, round_, name, digest)
-                xid = Statement.parse(statement).xid
-                found[name] = _Accepted(xid, digest, Contribution(name, record.body["weight"], load))
+                part = functools.partial(self.study.load_update_part, round_, name)
+                loss = record.body.get("metrics", {}).get("loss")
+                contribution = Contribution(name, record.body["weight"], load, part, loss)
+                found[name] = _Accepted(Statement.parse(statement).xid, digest, contribution)
         return found
 
     def unheard(self, answer: Event, nodes: list[int]) -> list[int]:

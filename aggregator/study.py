@@ -5,6 +5,7 @@
       agreement.json        what the hospitals approve; its SHA-256 is the study's identity
       aggregator.key .pub   signs the orders; whoever holds it can give orders in this study
       models/000.safetensors, 001.safetensors, ...
+      state/003/momentum.safetensors  what the strategy remembers, if it remembers anything, beside the newest model
       updates/003/north.safetensors   of the round at work (kept after it only if the plan says so)
       ledger/               the coordinator's evidence
       metrics.jsonl         a line per round, derived from the ledger
@@ -14,14 +15,14 @@
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Self
 
 from models.errors import ConfigError, DigestMismatch, IntramuralError, Malformed
 from models.exchange.documents import Agreement
-from models.exchange.spec import Spec, Vector, load_vector, save_vector, vector_digest
+from models.exchange.spec import Spec, Vector, load_part, load_vector, save_vector, vector_digest
 from models.ledger import Entry, Event, Ledger, Signer, Verifier
 from models.ledger.disk import create, make_folder, publish, rename
 from models.plan import Plan
@@ -36,12 +37,14 @@ class Position:
         model: Number of the newest model; model k came out of round k.
         digest: Its digest.
         closed: Whether the study is over.
+        state: Digests of what the strategy remembers beside that model, by name.
     """
 
     round: int
     model: int
     digest: str
     closed: bool
+    state: Mapping[str, str] = field(default_factory=dict)
 
 
 class Study:
@@ -204,13 +207,15 @@ class Study:
     def position(self) -> Position:
         """Where the study is, read from its ledger."""
         round_, model, digest, closed = 0, 0, self.agreement.initial, False
+        state: Mapping[str, str] = {}
         for record in self.ledger.records:
             if record.event == Event.AGGREGATED and record.round is not None:
                 round_, model, digest = record.round, record.round, record.body["model"]
+                state = record.body.get("state", {})
             elif record.event == Event.ROUND_VOID and record.round is not None:
                 round_ = record.round
             closed = closed or record.event == Event.STUDY_CLOSED
-        return Position(round_, model, digest, closed)
+        return Position(round_, model, digest, closed, state)
 
     def enrol(self, silo: Verifier) -> None:
         """Admit a silo's key; once admitted, a name keeps its key.
@@ -254,6 +259,29 @@ class Study:
         """Write a model, durable before it has its name."""
         save_vector(self.model_path(number), self.spec, vector)
 
+    def _state_path(self, number: int, name: str) -> Path:
+        return self.folder / "state" / f"{number:03}" / f"{name}.safetensors"
+
+    def load_state(self, position: Position) -> dict[str, Vector]:
+        """What the strategy remembers beside the newest model, checked; each `(spec.size,)` float32."""
+        return {
+            name: load_vector(self._state_path(position.model, name), digest)[1]
+            for name, digest in position.state.items()
+        }
+
+    def save_state(self, number: int, state: Mapping[str, Vector]) -> dict[str, str]:
+        """Write what the strategy remembers beside model `number`, durable; its digests by name."""
+        for name, vector in state.items():
+            make_folder(self._state_path(number, name).parent)
+            save_vector(self._state_path(number, name), self.spec, vector)
+        return {name: vector_digest(self.spec.digest, vector) for name, vector in state.items()}
+
+    def drop_states(self, before: int) -> None:
+        """Forget what the strategy remembered beside models older than `before`."""
+        for folder in (self.folder / "state").glob("[0-9]*"):
+            if int(folder.name) < before:
+                shutil.rmtree(folder, ignore_errors=True)
+
     def update_path(self, round_: int, silo: str) -> Path:
         """Where a silo's update of a round lies until it is combined."""
         return self.folder / "updates" / f"{round_:03}" / f"{silo}.safetensors"
@@ -267,6 +295,10 @@ class Study:
     def load_update(self, round_: int, silo: str, digest: str) -> Vector:
         """An update kept on disk, checked against its digest; `(spec.size,)` float32."""
         return load_vector(self.update_path(round_, silo), digest)[1]
+
+    def load_update_part(self, round_: int, silo: str, start: int, stop: int) -> Vector:
+        """Some elements of an update kept on disk, which `has_update` found whole."""
+        return load_part(self.update_path(round_, silo), start, stop)
 
     def has_update(self, round_: int, silo: str, digest: str) -> bool:
         """Whether an update of that digest is kept on disk."""

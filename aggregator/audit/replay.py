@@ -4,28 +4,32 @@
 
 The study must have been planned with `keep_updates = true`. Nothing is taken from the coordinator's word that
 can be computed: the first model is the one that the hospitals approved, every input is an update that a
-hospital signed and whose arrays have the digest it signed, the sum is taken in the recorded order with the
-recorded weights by the code that took it first, and its digest must be the recorded one. Every model that
+hospital signed and whose arrays have the digest it signed, the updates are combined with the recorded weights
+by the code that combined them first, and the model's digest must be the recorded one. So must be what the
+strategy remembers from round to round, and the silos that it chose. Every model that
 was offered to a hospital must be the newest of these at that line, or the first one.
 
-That the sum comes out the same holds on any machine with IEEE 754 float32; neither torch nor Flower is used.
+A sum (FedAvg, FedProx) comes out the same on any machine with IEEE 754 float32. The arithmetic of the other
+strategies is Flower's and NumPy's: give their replay the versions with which the study ran. torch is not used.
 """
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aggregator.audit import lines
 from aggregator.audit.ledgers import verify
-from aggregator.mean import weighted_mean
-from models.errors import ConfigError, DataError, DigestMismatch, IntramuralError, LedgerError
+from aggregator.weighing import Contribution
+from models.errors import ConfigError, DataError, DigestMismatch, IntramuralError, LedgerError, Malformed
 from models.exchange.documents import Agreement, Manifest, Order
-from models.exchange.spec import Spec, Vector, load_vector, vector_digest
+from models.exchange.spec import Spec, Vector, load_part, load_vector, vector_digest
+from models.exchange.weights import file_digests
 from models.ledger import Event, Opened, Record, Verifier, read
 
-_SUMS = {"fedavg", "fedprox"}
-"""Strategies whose next model is the old one plus the weighted mean of the updates."""
+if TYPE_CHECKING:
+    from aggregator.strategy import Audited, Combined
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class Remade:
 
     Attributes:
         round: The round that made it.
-        inputs: The silos whose updates went in, in the order of the sum.
+        inputs: The silos whose updates went in, in the recorded order.
         recorded: The digest in the ledger.
         found: The digest of what came out here.
     """
@@ -72,17 +76,19 @@ class Replay:
 
 
 def replay(folder: Path | str) -> Replay:
-    """Make every combined model of a study anew. Holds two models and one update in memory.
+    """Make every combined model of a study anew, in as little memory as the study itself took.
 
     Args:
         folder: The study's folder; another process may be at work on it.
 
     Raises:
-        ConfigError: It is no study folder, or its strategy is not a sum.
+        ConfigError: It is no study folder.
         DataError: An update was not kept, or the first model is missing.
         LedgerError: The ledger is not the one that was signed, or does not hold what it names.
         DigestMismatch: The agreement or the first model is not the recorded one.
     """
+    from aggregator.strategy import build  # here, because the other commands of an auditor do without Flower
+
     folder = Path(folder)
     agreement = _agreement(folder)
     opened = read(folder / "ledger", Verifier.parse(agreement.coordinator_key))
@@ -101,19 +107,29 @@ def replay(folder: Path | str) -> Replay:
     if spec.digest != agreement.spec:
         raise DigestMismatch(f"{folder / 'models' / '000.safetensors'}: has other arrays than the study's")
     made = [(0, agreement.initial)]
+    strategy, state = build(agreement.plan), dict[str, Vector]()
+    named = agreement.plan.strategy.model_dump(mode="json")
     for record in sums:
         number, body = record.round or 0, record.body
         problems = [] if body["base"] == made[-1][1] else ["it does not start from the model before it"]
+        problems += [] if body["strategy"] == named else ["it names another strategy than the agreement"]
+        silos = [item["silo"] for item in body["inputs"]]
+        problems += [] if silos == sorted(silos) else ["its inputs are in another order than that of their names"]
         problems += [what for item in body["inputs"] for what in _unsigned(item, record, updates, keys, opened)]
         try:
-            model = _combined(folder, record, spec, model)
-        except DigestMismatch as error:
+            combined = _combined(strategy, folder, record, spec, model, state, updates, opened)
+        except (DataError, DigestMismatch) as error:
             result.problems.append(f"round {number}: {error}")
             break
+        model, state = combined.model, dict(combined.state)
         found = vector_digest(spec.digest, model)
-        result.models.append(Remade(number, [item["silo"] for item in body["inputs"]], body["model"], found))
+        result.models.append(Remade(number, silos, body["model"], found))
         if found != body["model"]:
             problems.append(f"its updates give the model {found[:16]}, not {body['model'][:16]}")
+        if {name: vector_digest(spec.digest, vector) for name, vector in state.items()} != body.get("state", {}):
+            problems.append("the strategy remembers something else than what is recorded")
+        if body.get("selected") != (None if combined.selected is None else list(combined.selected)):
+            problems.append("the strategy chooses other silos than those that are recorded")
         result.problems.extend(f"round {number}: {problem}" for problem in problems)
         if problems:
             break
@@ -129,11 +145,7 @@ def _agreement(folder: Path) -> Agreement:
     path = folder / "agreement.json"
     if not path.is_file():
         raise ConfigError(f"{folder}: is no study folder (it has no agreement.json)", "give the study's folder")
-    agreement = Agreement.decode(path.read_bytes())
-    strategy = agreement.plan.strategy.name
-    if strategy not in _SUMS:
-        raise ConfigError(f"{path}: the models of {strategy} are not a sum of updates alone", "it cannot be replayed")
-    return agreement
+    return Agreement.decode(path.read_bytes())
 
 
 def _path(folder: Path, round_: int | None, silo: str) -> Path:
@@ -174,21 +186,34 @@ def _unsigned(
         yield f"the input of {silo} has another weight than the one it signed"
 
 
-def _combined(folder: Path, record: Record, spec: Spec, base: Vector) -> Vector:
-    inputs = record.body["inputs"]
+def _combined(
+    strategy: "Audited",
+    folder: Path,
+    record: Record,
+    spec: Spec,
+    base: Vector,
+    state: Mapping[str, Vector],
+    updates: Mapping[str, Record],
+    opened: Opened,
+) -> "Combined":
+    contributions = []
+    for item in record.body["inputs"]:
+        path = _path(folder, record.round, item["silo"])
+        try:
+            same = file_digests(path) == (spec.digest, item["digest"])
+        except Malformed as error:
+            raise DigestMismatch(f"{path}: {error}") from error
+        if not same:
+            raise DigestMismatch(f"{path}: is not the update of digest {item['digest']}", "restore the file")
+        update = updates.get(item["xid"])
+        loss = Manifest.decode(opened.manifest(lines.statement(update).body)).metrics.get("loss") if update else None
+        load, part = functools.partial(_load, path), functools.partial(load_part, path)
+        contributions.append(Contribution(item["silo"], item["weight"], load, part, loss))
+    return strategy.combine(record.round or 0, lambda: base, contributions, state)
 
-    def load() -> Iterator[Vector]:
-        for item in inputs:
-            path = _path(folder, record.round, item["silo"])
-            found, vector = load_vector(path, item["digest"])
-            if found != spec:
-                raise DigestMismatch(f"{path}: has other arrays than the study's")
-            yield vector
-            del vector  # or two would be in memory while the next one is read
 
-    mean = weighted_mean([item["weight"] for item in inputs], load())
-    mean += base
-    return mean
+def _load(path: Path) -> Vector:
+    return load_vector(path)[1]
 
 
 def _orders(opened: Opened, records: Iterable[Record], made: Sequence[tuple[int, str]]) -> Iterator[str]:

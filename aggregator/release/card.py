@@ -44,7 +44,7 @@ def _model(told: Papers) -> Iterator[Sequence[Cell]]:
     yield "Task", f"{plan.task.name}: {text(', '.join(plan.task.classes))}"
     yield "Images", f"modality {text(', '.join(plan.task.modality))}"
     yield "Network", plan.task.network.name
-    yield "Made by", f"round {told.round} of {plan.rounds}, with {plan.strategy.name}; {told.void} rounds were void"
+    yield "Made by", f"round {told.round} of {plan.rounds}, with {plan.strategy}; {told.void} rounds were void"
     yield "Study's identity (SHA-256)", agreement.study
     yield "Model's digest (SHA-256)", told.model
     yield "Arrays' layout (SHA-256)", agreement.spec

@@ -137,7 +137,7 @@ def _plan(study: Study) -> Table:
             ("Rounds planned", plan.rounds),
             ("Network and task", f"{plan.task.network.name}, {plan.task.name} of {text(', '.join(plan.task.classes))}"),
             ("Images", f"modality {text(', '.join(plan.task.modality))}"),
-            ("Combined by", f"{plan.strategy.name}, weighted by {plan.weights}, at least {plan.min_silos} hospitals"),
+            ("Combined by", f"{plan.strategy}, weighted by {plan.weights}, at least {plan.min_silos} hospitals"),
             ("Metrics asked for", ", ".join(plan.metrics)),
         ]
     orders = f"{len(study.orders)} orders, {sum(fact.nbytes or 0 for fact in study.orders):,} bytes"

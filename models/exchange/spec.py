@@ -137,6 +137,28 @@ def save_vector(path: Path, spec: Spec, vector: Vector) -> None:
     rename(draft, path)
 
 
+def load_part(path: Path, start: int, stop: int) -> Vector:
+    """Read some elements of a vector that `save_vector` wrote; nothing is checked but that they are there.
+
+    Args:
+        path: The file.
+        start: First element.
+        stop: One after the last.
+
+    Raises:
+        DataError: The file cannot be read, or is shorter.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(8 + int.from_bytes(file.read(8), "little") + 4 * start)
+            part = np.fromfile(file, "<f4", stop - start)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}", "restore the file") from error
+    if part.size != stop - start:
+        raise DataError(f"{path}: has fewer than {stop} numbers", "restore the file")
+    return part.astype(np.float32, copy=False)
+
+
 def load_vector(path: Path, expected: str | None = None) -> tuple[Spec, Vector]:
     """Read a safetensors file of float32 arrays.
 

@@ -18,7 +18,6 @@ from models.ledger.events import Event, Record
 from models.ledger.forms import (
     ANY_OBJECT,
     NULL,
-    TRUE,
     Form,
     count,
     either,
@@ -102,6 +101,16 @@ _FILE = record(
         "bytes": count(),
     }
 )
+_STRATEGY = record(
+    {"name": _WORD, "mu": number()},
+    {
+        "local_norm": TRUE,
+        **dict.fromkeys(("server_learning_rate", "server_momentum", "eta", "tau", "beta_1", "beta_2"), number()),
+        **dict.fromkeys(("beta", "q", "client_learning_rate"), number()),
+        "malicious": count(),
+        "select": count(1),
+    },
+)
 _INPUT = record({"silo": NAME, "xid": DIGEST, "digest": DIGEST, "weight": number(above=0)})
 
 
@@ -170,10 +179,11 @@ ROWS: Mapping[Event, _Row] = {
             {
                 "inputs": many(_INPUT),
                 "excluded": many(NAME),
-                "strategy": record({"name": _WORD, "mu": number()}, {"local_norm": TRUE}),
+                "strategy": _STRATEGY,
                 "base": DIGEST,
                 "model": DIGEST,
-            }
+            },
+            {"state": mapping(_WORD, DIGEST), "selected": many(NAME)},
         ),
         round=_ROUND,
     ),

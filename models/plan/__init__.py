@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from models.plan.imaging import Augmentation, Classification, Imaging, Landmarks, Segmentation
+from models.plan.strategy import Strategy
 from models.plan.task import AnyTask, MetricName, Named, Network, TaskSettings, Unit, Word, register
 from models.settings import ByteSize, Settings
 
@@ -42,28 +43,6 @@ class Training(Settings):
         return self.model_copy(update={"learning_rate": self.learning_rate * self.decay ** (round_ - 1)})
 
 
-class Strategy(Settings):
-    """How updates become the next model.
-
-    `fedavg`: McMahan et al., AISTATS 2017 (arXiv 1602.05629). `fedprox`: Li et al., MLSys 2020
-    (arXiv 1812.06127), which adds mu/2 * ||w - w0||^2 to each silo's loss; mu = 0 is FedAvg to the bit.
-
-    With `local_norm` each hospital keeps its normalisation layers, and only the rest of the network travels:
-    FedBN, Li et al., ICLR 2021 (arXiv 2102.07623).
-    """
-
-    name: Literal["fedavg", "fedprox"] = "fedavg"
-    mu: Annotated[float, Field(ge=0, le=100)] = 0.0
-    # Left out where it is false: it came later than the first studies, whose digests stand.
-    local_norm: Annotated[bool, Field(exclude_if=lambda value: not value)] = False
-
-    @model_validator(mode="after")
-    def _mu_belongs_to_fedprox(self) -> Self:
-        if self.name == "fedavg" and self.mu != 0:
-            raise ValueError('mu is of "fedprox" only; fedavg has none')
-        return self
-
-
 class Plan(Settings):
     """A study, as `study.toml` says it."""
 
@@ -89,6 +68,12 @@ class Plan(Settings):
         if not math.isfinite(value):
             raise ValueError("must be a finite number")
         return value
+
+    @model_validator(mode="after")
+    def _the_strategy_can_work(self) -> Self:
+        if what := self.strategy.wants(self.min_silos, self.metrics):
+            raise ValueError(what)
+        return self
 
     @model_validator(mode="after")
     def _task_gives_the_metrics(self) -> Self:

@@ -126,7 +126,7 @@ LIES: dict[str, tuple[Edit, str]] = {
     "an update that nobody sent": (inputs(xid="ab" * 32), "no accepted update"),
     "an update less": (lambda body: {**body, "inputs": body["inputs"][1:]}, "its updates give the model"),
     "an update twice": (lambda body: {**body, "inputs": [*body["inputs"], body["inputs"][0]]}, "give the model"),
-    "another order of the sum": (lambda body: {**body, "inputs": body["inputs"][::-1]}, "give the model"),
+    "another order of the sum": (lambda body: {**body, "inputs": body["inputs"][::-1]}, "another order than"),
     "another result": (lambda body: {**body, "model": "ab" * 32}, "its updates give the model"),
     "another start": (lambda body: {**body, "base": "ab" * 32}, "does not start from"),
 }

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from aggregator import strategy
-from aggregator.strategy import Audited, Contribution
+from aggregator.strategy import Audited
+from aggregator.weighing import Contribution
 from models.errors import ConfigError
 from models.exchange.spec import Vector, vector_digest
 from models.plan import Plan
@@ -27,13 +29,14 @@ WEIGHTS = [37.0, 204.0, 15.5, 1.0, 90.0]
 NAMES = ["east", "north", "south", "west", "zurich"]
 
 
+def contribution(name: str, weight: float, delta: Vector, loss: float | None = None) -> Contribution:
+    return Contribution(name, weight, lambda: delta, lambda start, stop: delta[start:stop], loss)
+
+
 def contributions(
     deltas: Sequence[Vector] = DELTAS, weights: Sequence[float] = WEIGHTS, names: Sequence[str] = NAMES
 ) -> list[Contribution]:
-    return [
-        Contribution(name, weight, lambda delta=delta: delta)  # type: ignore[misc]
-        for name, weight, delta in zip(names, weights, deltas, strict=False)
-    ]
+    return [contribution(name, weight, delta) for name, weight, delta in zip(names, weights, deltas, strict=False)]
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +74,7 @@ FEDAVG = strategy.build(plan(name="fedavg"))
     weight=st.floats(0.1, 1e6),
 )
 def test_fedavg_of_one_silo_is_its_model_to_the_bit(base: Vector, delta: Vector, weight: float) -> None:
-    found = FEDAVG.combine(1, lambda: base, contributions([delta], [weight]))
+    found = FEDAVG.combine(1, lambda: base, contributions([delta], [weight])).model
     assert found.tobytes() == (base + delta).tobytes()
 
 
@@ -84,13 +87,13 @@ def test_the_base_model_is_left_as_it_was() -> None:
 @pytest.mark.parametrize("mu", [0.0, 0.01, 1.0])
 def test_fedprox_combines_as_fedavg_does_to_the_bit(mu: float) -> None:
     fedprox = strategy.build(plan(name="fedprox", mu=mu))
-    found = [way.combine(1, lambda: BASE, contributions()).tobytes() for way in (fedprox, FEDAVG)]
+    found = [way.combine(1, lambda: BASE, contributions()).model.tobytes() for way in (fedprox, FEDAVG)]
     assert found[0] == found[1]
 
 
 def test_the_model_is_the_same_whatever_order_the_replies_came_in() -> None:
     digests = {
-        vector_digest("00" * 32, FEDAVG.combine(1, lambda: BASE, list(order)))
+        vector_digest("00" * 32, FEDAVG.combine(1, lambda: BASE, list(order)).model)
         for order in itertools.permutations(contributions())
     }
     assert len(digests) == 1
@@ -100,7 +103,7 @@ def test_another_order_of_names_may_give_other_bits_so_the_order_of_names_is_wha
     large = [np.full(SIZE, value, np.float32) for value in (1e8, 1.0, -1e8)]
     one = FEDAVG.combine(1, lambda: BASE * 0, contributions(large, [1, 1, 1], ["a", "b", "c"]))
     other = FEDAVG.combine(1, lambda: BASE * 0, contributions(large, [1, 1, 1], ["a", "c", "b"]))
-    assert one.tobytes() != other.tobytes()
+    assert one.model.tobytes() != other.model.tobytes()
 
 
 def test_the_model_is_that_of_flowers_own_fedavg_on_whole_models() -> None:
@@ -116,7 +119,7 @@ def test_the_model_is_that_of_flowers_own_fedavg_on_whole_models() -> None:
     flowers, _ = FedAvg().aggregate_train(1, replies)
     assert flowers is not None
 
-    found = FEDAVG.combine(1, lambda: BASE, contributions())
+    found = FEDAVG.combine(1, lambda: BASE, contributions()).model
 
     np.testing.assert_allclose(found, flowers["vector"].numpy(), rtol=0, atol=1e-6)
     assert np.abs(found - BASE).max() > 0.01  # it is not the model it began with
@@ -135,7 +138,10 @@ def test_each_update_is_loaded_once_and_in_order_of_name() -> None:
     FEDAVG.combine(
         1,
         lambda: BASE,
-        [Contribution(name, 1.0, loads(name, delta)) for name, delta in zip(NAMES[::-1], DELTAS, strict=True)],
+        [
+            replace(contribution(name, 1.0, delta), load=loads(name, delta))
+            for name, delta in zip(NAMES[::-1], DELTAS, strict=True)
+        ],
     )
     assert loaded == NAMES
 
@@ -146,7 +152,7 @@ def test_flowers_own_mean_of_one_reply_is_that_reply_so_that_fedavg_need_not_be_
             return super().aggregate_train(server_round, replies)
 
     asked = Audited(Asked()).combine(1, lambda: BASE, contributions())
-    assert asked.tobytes() == FEDAVG.combine(1, lambda: BASE, contributions()).tobytes()
+    assert asked.model.tobytes() == FEDAVG.combine(1, lambda: BASE, contributions()).model.tobytes()
 
 
 def test_a_strategy_that_gives_no_model_is_named() -> None:

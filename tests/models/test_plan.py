@@ -129,6 +129,72 @@ def test_a_strategy_says_of_local_norm_only_when_it_is_asked_for() -> None:
     assert Strategy(local_norm=True).model_dump(mode="json")["local_norm"] is True
 
 
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "fedavg": {},
+    "fedprox": {},
+    "fedavgm": {"server_learning_rate": 1.0, "server_momentum": 0.9},
+    "fedadagrad": {"eta": 0.1, "tau": 0.001},
+    "fedadam": {"eta": 0.1, "tau": 0.001, "beta_1": 0.9, "beta_2": 0.99},
+    "fedyogi": {"eta": 0.1, "tau": 0.001, "beta_1": 0.9, "beta_2": 0.99},
+    "fedmedian": {},
+    "fedtrimmedavg": {"beta": 0.2},
+    "krum": {"malicious": 1, "select": 1},
+    "qfedavg": {"q": 0.1, "client_learning_rate": 0.05},
+}
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_an_agreement_spells_out_the_parameters_of_its_strategy_and_no_others(name: str) -> None:
+    given = {"client_learning_rate": 0.05} if name == "qfedavg" else {}
+    there = plan(classification(), strategy={"name": name, **given}, min_silos=5)
+    assert there.strategy.model_dump(mode="json") == {"name": name, "mu": 0.0, **STRATEGIES[name]}
+    assert Plan.model_validate_json(canonical(there.model_dump(mode="json")), strict=True) == there
+
+
+def test_the_example_names_every_strategy_and_its_parameters() -> None:
+    text = (ROOT / "configs/study.toml").read_text()
+    for name, parameters in STRATEGIES.items():
+        assert f'"{name}"' in text
+        assert all(key in text for key in parameters)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "says"),
+    [
+        ({"name": "fedsgd"}, r"strategy\.name: "),
+        ({"name": ["fedavg"]}, r"strategy\.name: "),
+        ({"name": "fedadam", "etta": 1}, r"strategy\.etta: is not a known key"),
+        ({"name": "fedadam", "eta": 0}, r"strategy\.eta: must be more than 0 \(got 0\)"),
+        ({"name": "fedadam", "eta": "fast"}, r"strategy\.eta: "),
+        ({"name": "fedyogi", "beta_2": 1}, r"strategy\.beta_2: must be less than 1 \(got 1\)"),
+        ({"name": "fedavg", "eta": 0.1}, r"strategy: eta is of fedadagrad, fedadam, fedyogi only; fedavg has none"),
+        ({"eta": 0.1}, r"strategy: eta is of fedadagrad, fedadam, fedyogi only; fedavg has none"),
+        ({"name": "fedadagrad", "beta_1": 0.9}, r"strategy: beta_1 is of fedadam, fedyogi only; fedadagrad has none"),
+        ({"name": "fedadam", "mu": 0.1}, r'strategy: mu is of "fedprox" only; fedadam has none'),
+        ({"name": "fedtrimmedavg", "beta": 0.5}, r"strategy\.beta: must be less than 0\.5"),
+        ({"name": "fedtrimmedavg", "beta": 0.1}, r"strategy\.beta: 0\.1 of min_silos = 5 cuts off no update"),
+        ({"name": "krum", "malicious": 2}, r"min_silos: krum with malicious = 2 needs at least 7 \(got 5\)"),
+        ({"name": "krum", "malicious": 1.5}, r"strategy\.malicious: "),
+        ({"name": "krum", "select": 5}, r"strategy\.select: must be at most min_silos - malicious = 4"),
+        ({"name": "qfedavg"}, r"strategy: client_learning_rate is required by qfedavg"),
+    ],
+)
+def test_a_wrong_strategy_is_answered_with_its_key(strategy: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        plan(classification(), strategy=strategy, min_silos=5)
+
+
+def test_qfedavg_needs_the_hospitals_loss() -> None:
+    with pytest.raises(ConfigError, match="metrics: qfedavg needs the silos' loss"):
+        plan(classification(), metrics=["auc"], strategy={"name": "qfedavg", "client_learning_rate": 0.1})
+
+
+def test_a_strategy_in_words_names_its_parameters() -> None:
+    assert str(Strategy()) == "fedavg"
+    assert str(Strategy(name="fedprox", mu=0.1, local_norm=True)) == "fedprox (local_norm = True, mu = 0.1)"
+    assert str(Strategy(name="krum")) == "krum (malicious = 1, select = 1)"
+
+
 def test_the_example_of_segmentation_explains_every_key_and_can_be_built() -> None:
     from models import tasks
     from models.tasks.augmentation import TRANSFORMS

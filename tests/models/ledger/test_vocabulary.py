@@ -14,6 +14,7 @@ from models.ledger import Event, Record
 from models.ledger.canonical import canonical
 from models.ledger.forms import count, hexadecimal, many, mapping, narrowed, number, one_of, optional, record, text
 from models.ledger.vocabulary import KINDS, ROWS, explain, json_schema
+from models.plan import Strategy
 
 SCHEMA = jsonschema.Draft202012Validator(json_schema())
 
@@ -130,6 +131,21 @@ def test_an_unknown_key_or_one_too_few_is_not(event: Event) -> None:
     for missing in body:
         values = line(event, {key: value for key, value in body.items() if key != missing})
         assert (said(values) == "") == SCHEMA.is_valid(values) == (missing in MAY_MISS.get(event, ()))
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fedprox", "fedadam", "fedtrimmedavg", "krum", "qfedavg"])
+@pytest.mark.parametrize("more", [{}, {"local_norm": True}])
+def test_a_line_says_every_parameter_of_its_strategy_and_nothing_else(name: str, more: dict[str, Any]) -> None:
+    given = {"client_learning_rate": 0.1} if name == "qfedavg" else {}
+    strategy = Strategy.model_validate({"name": name, **given, **more}).model_dump(mode="json")
+    rest = {"state": {"second-moment": D}, "selected": ["north"]}
+    values = line(Event.AGGREGATED, {**BODIES[Event.AGGREGATED], **rest, "strategy": strategy})
+    assert said(values) == ""
+    SCHEMA.validate(values)
+    for wrong in ({"eta": "fast"}, {"local_norm": 1}, {"patient": 1}, {"select": 0}):
+        bad = line(Event.AGGREGATED, {**BODIES[Event.AGGREGATED], "strategy": {**strategy, **wrong}})
+        assert said(bad)
+        assert not SCHEMA.is_valid(bad)
 
 
 def test_an_unknown_event_is_not_a_line() -> None:
