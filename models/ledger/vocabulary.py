@@ -18,6 +18,7 @@ from models.ledger.events import Event, Record
 from models.ledger.forms import (
     ANY_OBJECT,
     NULL,
+    TRUE,
     Form,
     count,
     either,
