@@ -73,7 +73,10 @@ def write_hospital(
         ConfigError: The folder holds something already, or an argument is impossible.
     """
     folder = Path(folder)
-    images, size = images or (16 if volumes else 6), size or (40 if volumes else 64)
+    if images is None:
+        images = 16 if volumes else 6
+    if size is None:
+        size = 40 if volumes else 64
     for key, value, low, high in (
         ("patients", patients, 1, 100_000),
         ("images", images, 1, 1000),
