@@ -20,18 +20,23 @@ README = (ROOT / "README.md").read_text()
 COMMANDS = {"intramural-silo": silo, "intramural-aggregator": aggregator, "intramural-audit": audit}
 
 
-def test_the_walk_of_the_readme_works_as_typed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("walk", "commands"), [("walk", 13), ("volumes", 6)])
+def test_the_walks_of_the_readme_work_as_typed(
+    walk: str,
+    commands: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    block = README.split("<!-- walk")[1].split("###")[0]
+    block = README.split(f"<!-- {walk}")[1].split("###")[0]
     lines = [line.strip() for line in block.splitlines() if line.startswith("    intramural-")]
-    assert len(lines) == 13
+    assert len(lines) == commands
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     monkeypatch.chdir(tmp_path)
     for line in lines:
         program, *arguments = shlex.split(line)
         assert COMMANDS[program](arguments) == 0, (line, capsys.readouterr().err)
-    assert "agree" in capsys.readouterr().out
+    assert ("agree" if walk == "walk" else "dice") in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("program", COMMANDS)
