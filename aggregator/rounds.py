@@ -18,10 +18,11 @@ from aggregator.grid import StudyGrid
 from aggregator.history import History, read_history, write_metrics
 from aggregator.strategy import Audited
 from aggregator.study import Position, Study
-from aggregator.visits import POLL, Visit, part, visit
+from aggregator.visits import POLL, Visit, part
 from aggregator.weighing import Contribution
 from models.errors import ConfigError
 from models.exchange.channel import Channel
+from models.exchange.documents import VisitKind
 from models.exchange.spec import vector_digest
 from models.exchange.statement import Statement
 from models.ledger import Entry, Event
@@ -86,9 +87,8 @@ def survey(study: Study, grid: StudyGrid) -> None:
     if study.position.closed:
         raise ConfigError(f"{study.folder}: the study is over", "survey the hospitals for a new study")
     run = _Run(study, grid)
-    said = {r.body["statement"]["src"] for r in study.ledger.records if r.event == Event.SURVEY_RECEIVED}
     there = run.wait_for(len(run.channels), _GATHER)
-    run.visit("survey", 0, study.position, [node for node in there if run.name(node) not in said])
+    run.visit("survey", 0, study.position, run.unheard(Event.SURVEY_RECEIVED, there))
 
 
 class _Run:
@@ -122,8 +122,8 @@ class _Run:
             write_metrics(study.folder / "metrics.jsonl", history)
             if on_round:
                 on_round(history)
-        self.visit("evaluate", plan.rounds, position, self.wait_for(0, 0))
-        self.visit("close", plan.rounds, position, self.wait_for(0, 0))
+        self.visit("evaluate", plan.rounds, position, self.unheard(Event.REPORT_RECEIVED, self.wait_for(0, 0)))
+        self.visit("close", plan.rounds, position, self.unheard(Event.CLOSING_RECEIVED, self.wait_for(0, 0)))
         study.ledger.append(Entry(Event.STUDY_CLOSED, {"model": position.digest}, study.digest, plan.rounds))
         part(self.grid, self.channels, self.wait_for(0, 0))
 
@@ -197,9 +197,14 @@ class _Run:
                 found[name] = _Accepted(Statement.parse(statement).xid, digest, contribution)
         return found
 
-    def visit(self, kind: Visit, round_: int, position: Position, nodes: list[int]) -> None:
+    def unheard(self, answer: Event, nodes: list[int]) -> list[int]:
+        """Those of some hospitals whose answer of a kind that is given once in a study has not come yet."""
+        heard = {r.body["statement"]["src"] for r in self.study.ledger.records if r.event == answer}
+        return [node for node in nodes if self.name(node) not in heard]
+
+    def visit(self, kind: VisitKind, round_: int, position: Position, nodes: list[int]) -> None:
         """Send an order to each node, and take in what comes back."""
-        visit(self.study, self.grid, self.channels, kind, round_, position, nodes)
+        Visit(self.study, self.grid, self.channels, kind, round_, position).make(nodes)
 
     def name(self, node: int) -> str:
         """The hospital of a node."""

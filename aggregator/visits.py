@@ -8,7 +8,6 @@ that refused because too few others were known to have seen what it saw, when en
 import logging
 import time
 from collections.abc import Iterable, Mapping
-from typing import Literal
 
 from flwr.app import Message, MessageType
 
@@ -19,14 +18,12 @@ from aggregator.study import Position, Study
 from models.errors import IntramuralError, Malformed, NotWitnessed, is_wire_code
 from models.exchange import wire
 from models.exchange.channel import Channel, offer
-from models.exchange.documents import Manifest, Order, Refusal
+from models.exchange.documents import Manifest, Order, Refusal, VisitKind
 from models.exchange.statement import Kind
 from models.exchange.witness import Testimony
 from models.ledger import Entry, Event
 
 log = logging.getLogger("intramural.aggregator")
-
-Visit = Literal["survey", "train", "evaluate", "close"]
 
 POLL = 0.2
 """Seconds between two looks at the hospitals."""
@@ -45,32 +42,6 @@ _MESSAGE_TYPE = {
 _AWAY = 5  # Flower's code for "the node is gone": no answer to that order will come
 _FLOWER = {2: "app-failed", 3: "order-expired", 4: "reply-expired", _AWAY: "node-gone", 8: "executor-stopped"}
 """What Flower answers for a hospital that does not, by its code."""
-
-
-def visit(
-    study: Study,
-    grid: StudyGrid,
-    channels: Mapping[int, Channel],
-    kind: Visit,
-    round_: int,
-    position: Position,
-    nodes: Iterable[int],
-) -> None:
-    """Visit hospitals.
-
-    Args:
-        study: Open for work.
-        grid: Its hospitals.
-        channels: The exchange with each, by node.
-        kind: What is asked of them.
-        round_: The study's round.
-        position: Where the study is.
-        nodes: Who is visited.
-
-    Raises:
-        LedgerError: The ledger cannot be written; nothing was sent after that.
-    """
-    _Visit(study, grid, channels, kind, round_, position).make(nodes)
 
 
 def part(grid: StudyGrid, channels: Mapping[int, Channel], nodes: Iterable[int]) -> None:
@@ -97,15 +68,24 @@ def part(grid: StudyGrid, channels: Mapping[int, Channel], nodes: Iterable[int])
             time.sleep(POLL)
 
 
-class _Visit:
-    """A visit that is under way."""
+class Visit:
+    """One visit to hospitals of a study.
+
+    Args:
+        study: Open for work.
+        grid: Its hospitals.
+        channels: The exchange with each, by node.
+        kind: What is asked of them.
+        round_: The study's round.
+        position: Where the study is.
+    """
 
     def __init__(
         self,
         study: Study,
         grid: StudyGrid,
         channels: Mapping[int, Channel],
-        kind: Visit,
+        kind: VisitKind,
         round_: int,
         position: Position,
     ) -> None:
@@ -118,7 +98,14 @@ class _Visit:
         self.witnessed: set[int] = set()
 
     def make(self, nodes: Iterable[int]) -> None:
-        """Send the orders and take in what comes back."""
+        """Send the orders and take in what comes back.
+
+        Args:
+            nodes: Who is visited.
+
+        Raises:
+            LedgerError: The ledger cannot be written; nothing was sent after that.
+        """
         deadline = self.study.plan.deadline
         started = time.monotonic()
         self.send(nodes)
@@ -157,7 +144,9 @@ class _Visit:
         )
         spec = None if model is None else study.spec.digest
         drafts = [
-            self.channels[node].draft(Kind.ORDER, self.round, order, spec=spec, vector=model, testimony=testimony)
+            self.channels[node].draft(
+                Kind.ORDER, self.round, order, spec=spec, vector=model, payload=base, testimony=testimony
+            )
             for node in nodes
         ]
         for node, envelope in zip(nodes, offer(drafts), strict=True):

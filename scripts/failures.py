@@ -340,7 +340,7 @@ def supervisor(trial: Trial) -> Iterator[None]:
 
 
 @scenario(
-    f"one process or a whole party every {_PAUSE:g} s, drawn from all of them, from round 1 until the study ends",
+    f"one process or a whole party every {_PAUSE:g} s, drawn from all, from round 1 on for up to {_LIMIT / 60:g} min",
     Said("script", "killed", "[1-9].*"),
     one=False,
     round_=1,

@@ -3,10 +3,10 @@
 import os
 import shutil
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from models import tasks
@@ -15,17 +15,16 @@ from models.errors import ConfigError, DataError, IntramuralError
 from models.ledger import read
 from models.plan import Plan
 from models.tasks import Case
-from silos import cohort
 from silos.approval import decisions
 from silos.cohort import Cohort
 from silos.config import Site
-from silos.dicom.decode import read_image
+from silos.dataset import read_case
 from silos.finding import Finding, look
 from silos.network.connection import check_connection
 from silos.training import device_for
-from silos.visit import load_signer, scan_site
+from silos.visit import load_signer, match_cohort, scan_site, unit_of
 
-_SAMPLE = 8  # images decoded, spread over the cohort
+_SAMPLE = 8  # cases decoded, spread over the cohort
 _SPACE = 10**9  # bytes of the work folder's disk
 _MEMORY = 2 * 10**9  # bytes: torch and its libraries take a quarter of it, a small network and its images the rest
 
@@ -57,11 +56,11 @@ def check_site(path: Path, plan: Plan | None, progress: Report | None = None) ->
     found: list[Cohort] = []
     findings.append(look("images and labels", lambda: _cohort(site, plan, found, progress)))
     if found:
-        images: list[npt.NDArray[np.float32]] = []
+        cases: list[Case] = []
         findings += _split(site, found[0])
-        findings.append(_sample(site, found[0], images))
-        if plan is not None and images:
-            findings.append(look("a batch through the network", lambda: _batch(site, plan, images)))
+        findings.append(_sample(site, plan, found[0], cases))
+        if plan is not None and cases:
+            findings.append(look("a batch through the network", lambda: _batch(site, plan, cases)))
     return findings
 
 
@@ -159,12 +158,18 @@ def _study(site: Site, plan: Plan) -> str:
 
 
 def _cohort(site: Site, plan: Plan | None, found: list[Cohort], progress: Report | None) -> str:
-    classes = plan.task.classes if plan else sorted({word for word in site.data.labels.words.values() if word})
-    scanned = scan_site(site, progress)
-    matched = cohort.match(scanned.instances, site.data, classes, scanned.left_out)
+    scanned = scan_site(site, progress, plan)
+    matched = match_cohort(site, scanned, plan)
     found.append(matched)
     left_out = ", ".join(f"{count} {reason}" for reason, count in matched.left_out.items()) or "nothing"
-    return f"{len(matched.cases)} labelled images of {scanned.files} files; left out: {left_out}"
+    return f"{len(matched.cases)} {_cases(matched)} of {scanned.files} files; left out: {left_out}"
+
+
+def _cases(matched: Cohort) -> str:
+    """What the cases are, for people."""
+    if "stack" not in matched.cases:
+        return "labelled images"
+    return "labelled volumes" if (matched.cases["target"] >= 0).any() else "annotated volumes"
 
 
 def _split(site: Site, matched: Cohort) -> list[Finding]:
@@ -174,37 +179,42 @@ def _split(site: Site, matched: Cohort) -> list[Finding]:
         (False, "patients to train on", site.policy.min_patients, "policy.min_patients"),
         (True, "patients held out", least, "policy.min_evaluated"),
     ):
-        side, patients = matched.side(held_out), matched.patients(held_out)
-        counts = side["target"].value_counts()
-        missing = [name for index, name in enumerate(matched.classes) if counts.get(index, 0) == 0]
-        told = ", ".join(f"{counts.get(index, 0)} {name}" for index, name in enumerate(matched.classes))
+        patients = matched.patients(held_out)
+        counts = {name: len(matched.of_class(index, held_out)) for index, name in enumerate(matched.classes)}
+        missing = [name for name, count in counts.items() if count == 0]
+        told = ", ".join(f"{count} {name}" for name, count in counts.items())
         fix = ""
         if patients < needed:
             fix = f"{key} asks for {needed}: wait for more patients"
         elif missing:
-            fix = f"no image of class {missing[0]}: change data.salt before the first round, or data.held_out"
-        findings.append(Finding(what, not fix, f"{patients}; images: {told}", fix))
+            fix = f"no case of class {missing[0]}: change data.salt before the first round, or data.held_out"
+        findings.append(Finding(what, not fix, f"{patients}; {_cases(matched).split()[1]}: {told}", fix))
     return findings
 
 
-def _sample(site: Site, matched: Cohort, images: list[npt.NDArray[np.float32]]) -> Finding:
-    paths = list(matched.cases["path"])[:: max(1, len(matched.cases) // _SAMPLE)][:_SAMPLE]
-    failed = []
-    for path in paths:
+def _sample(site: Site, plan: Plan | None, matched: Cohort, cases: list[Case]) -> Finding:
+    rows = matched.cases.iloc[:: max(1, len(matched.cases) // _SAMPLE)][:_SAMPLE]
+    drawn, failed = Counter[str](), []
+    what, masked = ("image", False) if "stack" not in rows else ("volume", bool((rows["target"] < 0).all()))
+    for row in rows.itertuples(index=False):
         try:
-            images.append(read_image(site.data.root / path))
+            cases.append(read_case(row, site.data, matched.classes, unit_of(site, plan)))
         except DataError as error:
             failed.append(str(error))
+            continue
+        if (mask := cases[-1].mask) is not None:
+            drawn.update({name: int((mask == index).sum()) for index, name in enumerate(matched.classes, start=1)})
     if failed:
-        return Finding("pixels", False, f"{len(failed)} of {len(paths)} images: {failed[0]}", "see the file named here")
-    return Finding("pixels", True, f"a sample of {len(paths)} images was decoded")
+        return Finding("pixels", False, f"{len(failed)} of {len(rows)} {what}s: {failed[0]}", "see the file named here")
+    voxels = "; voxels drawn: " + ", ".join(f"{drawn[name]} {name}" for name in matched.classes) if masked else ""
+    return Finding("pixels", not masked or drawn.total() > 0, f"a sample of {len(rows)} {what}s was decoded{voxels}")
 
 
-def _batch(site: Site, plan: Plan, images: list[npt.NDArray[np.float32]]) -> str:
+def _batch(site: Site, plan: Plan, cases: list[Case]) -> str:
     """One step of training but for the step: a full batch of the sample, there and back."""
     task = tasks.task(plan.task)
     count = plan.training.batch_size
-    cases = [task.prepare(Case(image, label=row % len(plan.task.classes))) for row, image in enumerate(images)]
+    cases = [task.prepare(case) for case in cases]
     inputs, targets = task.sample([cases[row % len(cases)] for row in range(count)], torch.Generator())
     torch.set_num_threads(site.run.threads)
     try:
@@ -230,4 +240,4 @@ def _batch(site: Site, plan: Plan, images: list[npt.NDArray[np.float32]]) -> str
             "raise policy.max_bytes if the hospital agrees, or ask the coordinator about the plan's max_bytes",
         )
     parameters = sum(part.numel() for part in network.module.parameters())
-    return f"{count} images in {seconds:.2f} s; {parameters:,} parameters, {human_bytes(size)} per update"
+    return f"{count} cases in {seconds:.2f} s; {parameters:,} parameters, {human_bytes(size)} per update"

@@ -35,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     phantom.add_argument("--name", help="the hospital's name (default: the folder's)")
     phantom.add_argument("--seed", type=int, default=0, help="the same seed writes the same hospital (default: 0)")
     phantom.add_argument("--patients", type=int, default=24, help="default: 24")
-    phantom.add_argument("--images", type=int, default=6, help="images of each patient (default: 6)")
+    phantom.add_argument("--images", type=int, help="images of each patient (default: 6, with --volumes 16)")
+    phantom.add_argument("--volumes", action="store_true", help="make volumes, with lesions drawn on them")
     phantom.add_argument("--study", action="append", help="a study that the hospital's policy allows (default: demo)")
     phantom.add_argument("--coordinator", type=Path, metavar="FILE", help="the coordinator.json of a service to join")
     phantom.set_defaults(run=_phantom)
@@ -133,6 +134,7 @@ def _phantom(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         patients=arguments.patients,
         images=arguments.images,
+        volumes=arguments.volumes,
         studies=arguments.study or ["demo"],
         coordinator=arguments.coordinator,
     )
@@ -336,10 +338,8 @@ def _initial(arguments: argparse.Namespace) -> int:
     from models import tasks
     from models.exchange.spec import save_vector, vector_digest
     from models.plan import Plan
-    from models.tasks.flat import FlatNetwork
 
-    plan = Plan.load(arguments.study)
-    network = FlatNetwork(tasks.task(plan.task).build(plan.seed))
+    network = tasks.network(Plan.load(arguments.study))
     vector = network.weights.numpy()
     save_vector(arguments.file, network.spec, vector)
     print(vector_digest(network.spec.digest, vector))

@@ -4,9 +4,9 @@ What may leave stands in `[policy]`. Everything there is a permission, and what 
 forbidden: an absent key refuses.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from models.exchange.survey import SurveyField
 from models.plan import MetricName, Name
@@ -36,6 +36,15 @@ class Labels(Settings):
         return join
 
 
+class Annotations(Settings):
+    """What was drawn on this hospital's images, and what it is called here."""
+
+    kinds: Annotated[list[Literal["SEG", "RTSTRUCT"]], Field(min_length=1)] = ["SEG", "RTSTRUCT"]
+    # A segment's name, or its code as "SCT:4147007", or "*" for all others -> the study's class; "" for none.
+    words: Annotated[dict[str, str], Field(min_length=1)]
+    fraction: Annotated[float, Field(gt=0, le=1)] = 0.5  # of its maximum, from which a fractional SEG counts as drawn
+
+
 class Data(Settings):
     """What this hospital trains on."""
 
@@ -44,7 +53,20 @@ class Data(Settings):
     salt: Annotated[str, Field(min_length=16)]
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.25
     burned_in: Literal["refuse", "allow-unmarked"] = "refuse"
-    labels: Labels
+    labels: Labels | None = None  # of studies with one label for each case
+    annotations: Annotations | None = None  # of studies with a mask for each case
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> Self:
+        if self.labels is None and self.annotations is None:
+            raise ValueError("give data.labels, data.annotations or both")
+        return self
+
+    @property
+    def classes(self) -> list[str]:
+        """The classes that this hospital's own words lead to, sorted: of its labels, else of its annotations."""
+        words = self.labels or self.annotations
+        return sorted(set(words.words.values()) - {""}) if words else []
 
 
 class Policy(Settings):

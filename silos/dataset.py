@@ -1,73 +1,161 @@
-"""Cases as tensors: each image is decoded and prepared once, kept on disk, and memory-mapped after.
+"""Cases as tensors: each case is decoded and prepared once, kept on disk, and memory-mapped after.
 
-The cache lies in the site's work folder, readable by its owner only: one file of equal rows, 16 bits a value,
-and an SQLite index that says which file of which size and age became which row, or for what reason none.
-Another preparation (size, window) is another folder; a changed file is prepared anew; new files are
+The cache lies in the site's work folder, readable by its owner only: one file of prepared cases, one after the
+other (the image in 16 bits a value, then its mask if it has one), and an SQLite index that says which case, made of
+files of which size and age, lies where, or for what reason it does not. Another preparation (size, window, the
+hospital's words for what was drawn) is another folder; a case of which a file changed is prepared anew; new cases are
 appended.
 """
 
 import fcntl
+import json
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from models.errors import ConfigError, DataError
 from models.ledger.canonical import canonical, digest
-from models.plan import Classification, TaskSettings
+from models.plan import TaskSettings, Unit
 from models.tasks import Case, Task
 from silos.cohort import Cohort
+from silos.config import Annotations, Data
+from silos.dicom.annotation import UnfitAnnotation, read_mask
 from silos.dicom.decode import read_image
 from silos.dicom.header import Reason, UnreadableFile
-from silos.packed import Packed, pack, row_type
+from silos.dicom.series import read_volume
+from silos.dicom.upright import spacing_of, upright
+from silos.packed import Packed, PackedImage, pack, row_type
 
 OUT_OF_RANGE = "pixel values out of range"
 
-_VERSION = 3  # of the index, and of the arithmetic between file and row; raise it when one changes
-_BATCH = 256  # images between two commits
+_VERSION = 4  # of the index, and of the arithmetic between file and case; raise it when one changes
+_BATCH = 256  # cases between two commits,
+_BYTES = 2**27  # and bytes
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """Prepared images of one side of a cohort.
+class Entry:
+    """Where a prepared case lies in the cache, and what is known of it.
 
     Attributes:
-        store: All rows of the cache, `(1, h, w)` each, memory-mapped.
-        rows: Which of them are this side's, `(n,)` int64.
-        targets: Their classes, `(n,)` int64.
+        offset: Of its image, in bytes; its mask comes after.
+        shape: Of its image, `(1, ...)`.
+        spacing: mm along its axes, if known.
+        masked: Whether it has a mask.
     """
 
-    store: Packed
-    rows: npt.NDArray[np.int64]
+    offset: int
+    shape: tuple[int, ...]
+    spacing: tuple[float, ...] | None
+    masked: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Prepared cases of one side of a cohort.
+
+    Attributes:
+        data: All bytes of the cache, memory-mapped.
+        entries: Where this side's cases lie, `n` of them.
+        targets: Their classes, `(n,)` int64; -1 of a case with a mask.
+    """
+
+    data: npt.NDArray[np.uint8]
+    entries: tuple[Entry, ...]
     targets: npt.NDArray[np.int64]
+    _kept: dict[int, Case] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        """How many images."""
-        return len(self.rows)
+        """How many cases."""
+        return len(self.entries)
 
     def take(self, rows: npt.NDArray[np.int64]) -> list[Case]:
-        """Copies of some images, `(1, h, w)` float32, with their classes."""
-        images = zip(self.store[self.rows[rows]], self.targets[rows], strict=True)
-        return [Case(image, label=int(target)) for image, target in images]
+        """Some cases, prepared.
+
+        Images of one shape with labels are copied; of cases with masks only what is looked at is ever read.
+        """
+        if self._alike is not None:
+            store, places = self._alike
+            images = zip(store[places[rows]], self.targets[rows], strict=True)
+            return [Case(image, label=int(target)) for image, target in images]
+        return [self._case(int(row)) for row in rows]
+
+    def _case(self, row: int) -> Case:
+        """One case; kept, because it remembers where its classes lie."""
+        if row not in self._kept:
+            entry, target = self.entries[row], int(self.targets[row])
+            image, mask = cast(npt.NDArray[np.float32], PackedImage.at(self.data, entry.offset, entry.shape)), None
+            if entry.masked:
+                after = entry.offset + row_type(entry.shape).itemsize
+                mask = np.ndarray(entry.shape[1:], np.uint8, self.data, after)
+            self._kept[row] = Case(image, entry.spacing, mask, None if target < 0 else target)
+        return self._kept[row]
+
+    @cached_property
+    def _alike(self) -> tuple[Packed, npt.NDArray[np.int64]] | None:
+        """All images as rows, if they are of one shape and nothing else: many small ones are then read at once."""
+        if not self.entries or any(entry.masked or entry.spacing for entry in self.entries):
+            return None
+        row = row_type(self.entries[0].shape)
+        offsets = np.array([entry.offset for entry in self.entries])
+        if {entry.shape for entry in self.entries} != {self.entries[0].shape} or (offsets % row.itemsize).any():
+            return None
+        return Packed(self.data[: len(self.data) // row.itemsize * row.itemsize].view(row)), offsets // row.itemsize
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A cohort whose every case has been read: the images to train on, and those held out."""
+    """A cohort whose every case has been read: those to train on, and those held out."""
 
     cohort: Cohort
     train: Prepared
     held_out: Prepared
 
 
+def read_case(case: Any, data: Data, classes: Sequence[str], unit: Unit) -> Case:
+    """Decode one case, whatever it is made of.
+
+    Args:
+        case: A row of a cohort's cases.
+        data: The site's data settings.
+        classes: The study's classes.
+        unit: What the study's cases are made of.
+
+    Returns:
+        An image `(rows, columns)`; or a volume in RAS with its spacing, its slices along the last axis where the
+        network sees single slices, and its mask if it has no label.
+
+    Raises:
+        ConfigError: The annotations name what the site's words do not know.
+        DataError: It cannot be read, or its annotations do not fit.
+    """
+    label = None if case.target < 0 else int(case.target)
+    stack = getattr(case, "stack", None)
+    if stack is None:
+        return Case(read_image(data.root / case.path), label=label)
+    slices = unit == "either"
+    image, affine = upright(read_volume(stack, data.root).pixels, stack, slices_last=slices)
+    mask, spacing = None, spacing_of(affine)
+    if label is None and data.annotations is not None:
+        words, fraction = data.annotations.words, data.annotations.fraction
+        drawn = read_mask(case.annotations, stack, data.root, words, ["background", *classes], fraction)
+        mask, _ = upright(drawn, stack, slices_last=slices)
+    if slices and image.shape[2] == 1:  # a slice without others
+        return Case(image[..., 0], spacing[:2], None if mask is None else mask[..., 0], label)
+    return Case(image, spacing, mask, label)
+
+
 def prepare(
     cohort: Cohort,
-    root: Path,
+    data: Data,
     cache: Path,
     settings: TaskSettings,
     task: Task,
@@ -76,120 +164,134 @@ def prepare(
     """Decode what is not yet in the cache, and open it.
 
     Args:
-        cohort: The cases; those whose pixels cannot be read or prepared are left out, and counted by reason.
-        root: Folder that the cases' paths are relative to.
+        cohort: The cases; those that cannot be read or prepared are left out, and counted by reason.
+        data: The site's data settings.
         cache: Folder of all caches of this site.
         settings: The study's task.
-        task: Prepares one image.
-        progress: Called with (images done, images in all) of those not yet in the cache.
+        task: Prepares one case.
+        progress: Called with (cases done, cases in all) of those not yet in the cache.
 
     Raises:
-        ConfigError: The task is not about 2-D images with one label each.
+        ConfigError: The annotations name what the site's words do not know.
         DataError: The cache cannot be written.
     """
-    if not isinstance(settings, Classification) or settings.dimensions != 2:
-        raise ConfigError(f"task.name: images for {settings.name} cannot be read yet", "use 2-D classification")
-    folder = cache / _name(settings)
+    folder = cache / _name(settings, data.annotations)
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with closing(_open_index(folder / "index.sqlite")) as index:
-            _fill(index, folder / "images", cohort, root, settings, task, progress)
-            rows, reasons = _known(index)
+            _fill(index, folder / "images", cohort, lambda case: _prepared(case, data, settings, task), progress)
+            entries, reasons = _known(index)
+        size = (folder / "images").stat().st_size
+        store = np.memmap(folder / "images", np.uint8, "r") if size else np.zeros(0, np.uint8)
     except (OSError, sqlite3.Error) as error:
         raise DataError(
             f"run.work: the image cache {folder} cannot be written: {error}",
             "free space or correct its permissions",
         ) from error
-    store = Packed.open(folder / "images", max(rows.values(), default=-1) + 1, (1, *settings.size))
-    cohort = cohort.without({path: reasons[path] for path in cohort.cases["path"] if path in reasons})
-    return Dataset(cohort, _side(cohort, False, store, rows), _side(cohort, True, store, rows))
+    cohort = cohort.without({name: reasons[name] for name in cohort.cases["name"] if name in reasons})
+    return Dataset(cohort, _side(cohort, False, store, entries), _side(cohort, True, store, entries))
 
 
-def _side(cohort: Cohort, held_out: bool, store: Packed, rows: dict[str, int]) -> Prepared:
+def _side(cohort: Cohort, held_out: bool, store: npt.NDArray[np.uint8], entries: dict[str, Entry]) -> Prepared:
     cases = cohort.side(held_out)
-    used = np.array([rows[path] for path in cases["path"]], dtype=np.int64)
-    return Prepared(store, used, cases["target"].to_numpy().astype(np.int64))
+    return Prepared(store, tuple(entries[name] for name in cases["name"]), cases["target"].to_numpy().astype(np.int64))
 
 
-def _name(settings: Classification) -> str:
-    """The folder of one preparation: whatever changes a row changes this."""
-    what = settings.model_dump(mode="json", include={"name", "size", "percentiles", "window", "zscore", "landmarks"})
-    return digest(canonical([_VERSION, what]))[:16]
+def _name(settings: TaskSettings, annotations: Annotations | None) -> str:
+    """The folder of one preparation: whatever changes a prepared case changes this."""
+    what: list[Any] = [settings.model_dump(mode="json", exclude=set(settings.unprepared))]
+    if settings.drawn and annotations is not None:
+        what += [settings.classes, annotations.model_dump(mode="json", exclude={"kinds"})]
+    return digest(canonical([_VERSION, *what]))[:16]
 
 
 def _open_index(path: Path) -> sqlite3.Connection:
     os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
     index = sqlite3.connect(path)
     index.execute(
-        "CREATE TABLE IF NOT EXISTS images"
-        " (path BLOB PRIMARY KEY, size INT, mtime_ns INT, row INT, reason TEXT)"  # a path may be no UTF-8
+        "CREATE TABLE IF NOT EXISTS cases"  # a name may be no UTF-8
+        " (name BLOB PRIMARY KEY, stamp TEXT, start INT, stop INT, about TEXT, reason TEXT)"
     )
     return index
 
 
-def _known(index: sqlite3.Connection) -> tuple[dict[str, int], dict[str, str]]:
-    """By path: the row of each image that has one, and the reason of each that has none."""
-    rows = index.execute("SELECT path, row FROM images WHERE reason IS NULL")
-    reasons = index.execute("SELECT path, reason FROM images WHERE reason IS NOT NULL")
-    return {os.fsdecode(path): row for path, row in rows}, {os.fsdecode(path): why for path, why in reasons}
+def _known(index: sqlite3.Connection) -> tuple[dict[str, Entry], dict[str, str]]:
+    """By name: where each case lies that does, and the reason of each that does not."""
+    entries, reasons = {}, {}
+    for name, start, about, reason in index.execute("SELECT name, start, about, reason FROM cases"):
+        if reason is not None:
+            reasons[os.fsdecode(name)] = reason
+        else:
+            shape, spacing, masked = json.loads(about)
+            entries[os.fsdecode(name)] = Entry(start, tuple(shape), tuple(spacing) if spacing else None, masked)
+    return entries, reasons
 
 
 def _fill(
     index: sqlite3.Connection,
     data: Path,
     cohort: Cohort,
-    root: Path,
-    settings: Classification,
-    task: Task,
+    read: Callable[[Any], Case | str],
     progress: Callable[[int, int], None] | None,
 ) -> None:
     """Append every case that is not in the cache as it is on disk now."""
-    row_bytes = row_type((1, *settings.size)).itemsize
     with open(os.open(data, os.O_CREAT | os.O_RDWR, 0o600), "r+b") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # two that append at once would write over each other's rows
-        (count,) = index.execute("SELECT COALESCE(MAX(row) + 1, 0) FROM images").fetchone()
-        if os.fstat(file.fileno()).st_size < count * row_bytes:  # somebody deleted the images
+        fcntl.flock(file, fcntl.LOCK_EX)  # two that append at once would write over each other's cases
+        (end,) = index.execute("SELECT COALESCE(MAX(stop), 0) FROM cases").fetchone()
+        if os.fstat(file.fileno()).st_size < end:  # somebody deleted the images
             with index:
-                index.execute("DELETE FROM images")
-            count = 0
+                index.execute("DELETE FROM cases")
+            end = 0
         # A file that could not be read at all is tried again: the trouble may have passed.
         again = Reason.UNREADABLE.value
-        present = set(index.execute("SELECT path, size, mtime_ns FROM images WHERE reason IS NOT ?", (again,)))
-        columns = cohort.cases[["path", "size", "mtime_ns"]].itertuples(index=False, name=None)
-        wanted = [(os.fsencode(path), int(size), int(age)) for path, size, age in columns]
-        missing = [case for case in wanted if case not in present]
-        if not missing:
+        present = set(index.execute("SELECT name, stamp FROM cases WHERE reason IS NOT ?", (again,)))
+        names = [os.fsencode(name) for name in cohort.cases["name"]]
+        missing = cohort.cases[[key not in present for key in zip(names, cohort.cases["stamp"], strict=True)]]
+        if missing.empty:
             return
-        file.truncate(count * row_bytes)  # rows that an interrupted run wrote but did not index
+        file.truncate(end)  # cases that an interrupted run wrote but did not index
         file.seek(0, os.SEEK_END)
-        for start in range(0, len(missing), _BATCH):
-            batch = missing[start : start + _BATCH]
-            entries: list[tuple[bytes, int, int, int | None, str | None]] = []
-            for (path, size, age), image in zip(batch, _images(batch, root, task), strict=True):
-                if isinstance(image, str):
-                    entries.append((path, size, age, None, image))
-                else:
-                    file.write(pack(image))
-                    entries.append((path, size, age, count, None))
-                    count += 1
-            file.flush()
-            os.fsync(file.fileno())
-            with index:
-                index.executemany("INSERT OR REPLACE INTO images VALUES (?, ?, ?, ?, ?)", entries)
-            if progress:
-                progress(min(start + _BATCH, len(missing)), len(missing))
+        entries: list[tuple[bytes, str, int | None, int | None, str | None, str | None]] = []
+        start = end
+        row: Any
+        for done, row in enumerate(missing.itertuples(index=False), start=1):
+            name, found = os.fsencode(row.name), read(row)
+            if isinstance(found, str):
+                entries.append((name, row.stamp, None, None, None, found))
+            else:
+                stop = end + file.write(_record(found))
+                about = json.dumps([found.image.shape, found.spacing, found.mask is not None])
+                entries.append((name, row.stamp, end, stop, about, None))
+                end = stop
+            if len(entries) == _BATCH or end - start >= _BYTES or done == len(missing):
+                file.flush()
+                os.fsync(file.fileno())
+                with index:
+                    index.executemany("INSERT OR REPLACE INTO cases VALUES (?, ?, ?, ?, ?, ?)", entries)
+                entries, start = [], end
+                if progress:
+                    progress(done, len(missing))
 
 
-def _images(batch: list[tuple[bytes, int, int]], root: Path, task: Task) -> Iterator[npt.NDArray[np.float32] | str]:
-    """Each image as a row, or the reason why there is none."""
-    for path, _, _ in batch:
-        try:
-            image = task.prepare(Case(read_image(root / os.fsdecode(path)))).image
-        except UnreadableFile as error:
-            yield error.reason.value
-        except DataError:
-            yield OUT_OF_RANGE
-        else:
-            with np.errstate(all="ignore"):
-                usable = np.isfinite(np.ptp(image))  # so that every value and the range can be told in float32
-            yield image if usable else OUT_OF_RANGE
+def _record(case: Case) -> bytes:
+    """A prepared case as it is written; of even length, so that the next one can be read fast."""
+    record = pack(case.image)
+    if case.mask is None:
+        return record
+    mask = np.ascontiguousarray(case.mask).tobytes()
+    return record + mask + bytes(len(mask) % 2)
+
+
+def _prepared(case: Any, data: Data, settings: TaskSettings, task: Task) -> Case | str:
+    """A case as the network takes it, or the reason why there is none."""
+    try:
+        prepared = task.prepare(read_case(case, data, settings.classes, settings.unit))
+    except (UnreadableFile, UnfitAnnotation) as error:
+        return error.reason.value
+    except ConfigError:
+        raise
+    except DataError:
+        return OUT_OF_RANGE
+    with np.errstate(all="ignore"):
+        usable = np.isfinite(np.ptp(prepared.image))  # so that every value and the range can be told in float32
+    return prepared if usable else OUT_OF_RANGE

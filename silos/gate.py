@@ -317,7 +317,7 @@ def _tensors(spec: Spec, vector: Vector) -> list[Tensor]:
             name=tensor.name,
             shape=list(tensor.shape),
             bytes=part.nbytes,
-            sha256=hashlib.sha256(np.ascontiguousarray(part, "<f4").tobytes()).hexdigest(),
+            sha256=hashlib.sha256(np.ascontiguousarray(part, "<f4").data).hexdigest(),
             l2=norm(part),
         )
         for tensor, part in spec.split(vector)

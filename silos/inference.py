@@ -28,7 +28,6 @@ from models.exchange.documents import Agreement
 from models.exchange.spec import load_vector
 from models.ledger.disk import create
 from models.tasks import Case
-from models.tasks.flat import FlatNetwork
 from silos.dicom.decode import read_image
 from silos.dicom.header import UnreadableFile
 from silos.dicom.scan import scan
@@ -55,11 +54,17 @@ def network(bundle_root: str | Path, device: torch.device | str = "cpu") -> nn.M
         device: Where it is to live.
 
     Raises:
+        ConfigError: The study keeps its normalisation layers in the hospitals, so that nobody else has the whole of it.
         DataError: The model's file is missing or damaged.
         SpecMismatch: It is a model of another study's network.
     """
     found = agreement(bundle_root)
-    flat = FlatNetwork(tasks.task(found.plan.task).build(found.plan.seed), device)
+    flat = tasks.network(found.plan, device)
+    if flat.local_spec.size:
+        raise ConfigError(
+            "strategy.local_norm: each hospital keeps a part of this network, which no release holds",
+            "run the model in a hospital that trained it",
+        )
     path = Path(bundle_root) / "models" / "model.safetensors"
     spec, vector = load_vector(path)
     if {flat.spec.digest, spec.digest} != {found.spec}:

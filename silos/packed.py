@@ -3,6 +3,7 @@
     file.write(pack(image))                     # float32 of any range
     store = Packed.open(path, count, shape)     # memory-mapped
     store[3], store[[3, 1, 4]]                  # float32 again
+    volume = PackedImage.at(data, offset, shape)    # of images of many shapes, one, read where it is indexed
 
 Each image keeps its own lowest value and step, so that no value moves by more than half a step: 1/131070 of
 that image's range, a thirty-second of what a scanner's 12 bits can tell apart. What training sees is what
@@ -58,6 +59,34 @@ class Packed:
         images *= rows["step"][beside]
         images += rows["low"][beside]
         return images
+
+
+class PackedImage:
+    """One image where it lies in a file: what is indexed is read, and becomes float32.
+
+    Args:
+        row: A record of `row_type`, without axes.
+    """
+
+    def __init__(self, row: npt.NDArray[Any]) -> None:
+        self._steps, self._step, self._low = row["steps"], row["step"], row["low"]
+        self.shape: tuple[int, ...] = self._steps.shape
+        self.ndim, self.dtype = self._steps.ndim, np.dtype(np.float32)
+
+    @classmethod
+    def at(cls, data: npt.NDArray[np.uint8], offset: int, shape: tuple[int, ...]) -> "PackedImage":
+        """The image of a shape that begins at an offset of some bytes."""
+        return cls(np.ndarray((), row_type(shape), data, offset))
+
+    def __getitem__(self, part: Any) -> npt.NDArray[np.float32]:
+        image: npt.NDArray[np.float32] = self._steps[part].astype(np.float32)
+        image *= self._step
+        image += self._low
+        return image
+
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        """The whole image; always a copy."""
+        return self[...].astype(dtype or self.dtype, copy=False)
 
 
 def row_type(shape: tuple[int, ...]) -> np.dtype[Any]:

@@ -23,7 +23,7 @@ from models.exchange.channel import Channel, Received
 from models.exchange.documents import Agreement, Closing, Order, Survey
 from models.exchange.statement import Envelope, Evidence, Kind, Statement
 from models.ledger import Entry, Event, Verifier
-from silos import gate, witness
+from silos import gate, local_norm, witness
 from silos.approval import decisions
 from silos.config import Site
 from silos.network.enrolment import invitation
@@ -155,7 +155,11 @@ class Silo:
         if self._bench is None or self._bench.study != agreement.study:
             self._bench = None  # before the next one is made: two would not fit a small machine
             self._bench = set_up(self.site, agreement, self._progress)
+        kept = self.site.run.work / "local" / agreement.study
+        local_norm.recall(kept, self._bench.network, order.round, train=order.visit == "train")
         release = visit(self.site, self.signer, self._bench, order, vector, len(others), self._progress)
+        if order.visit == "train":
+            local_norm.remember(kept, self._bench.network, order.round)
         self.tend()
         self._permit(agreement, len(others))  # who said no meanwhile is obeyed; the work may have taken hours
         if release.vector is None:
@@ -166,6 +170,7 @@ class Silo:
             release.manifest,
             spec=agreement.spec,
             vector=release.vector,
+            payload=release.manifest.digest,
             answers=asked.xid,
             facts={"base": order.base},
         )

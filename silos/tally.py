@@ -94,18 +94,19 @@ def tables(images: pd.DataFrame, classes: tuple[str, ...]) -> dict[TableName, di
         By table and cell, patients with at least one such image.
     """
     cells: dict[TableName, pd.Series] = {name: images[word].map(read) for name, (word, read) in _READ.items()}
-    cells["classes"] = images["target"].map(dict(enumerate(classes)))
     cells["sides"] = images["held_out"].map(dict(zip((False, True), CELLS["sides"], strict=True)))
     sides = zip(images["Rows"], images["Columns"], strict=True)
     cells["matrix"] = pd.Series([matrix(*each) for each in sides], images.index, dtype=object)
     names = {**CELLS, "classes": classes}
     counts = {name: images["patient"].groupby(column).nunique() for name, column in cells.items()}
+    several = images[["patient", "classes"]].explode("classes")  # a case with a mask may be of several
+    counts["classes"] = several["patient"].groupby(several["classes"].map(dict(enumerate(classes)))).nunique()
     return {name: {cell: int(counts[name].get(cell, 0)) for cell in names[name]} for name in counts}
 
 
 def labelled(instances: pd.DataFrame, cohort: Cohort) -> pd.DataFrame:
-    """A cohort's cases with what the scan read of their headers, one row per image."""
-    return cohort.cases[["path", "target", "patient", "held_out"]].merge(instances, on="path", validate="one_to_one")
+    """A cohort's cases with what the scan read of their headers, one row per case; of a volume, of its first slice."""
+    return cohort.cases[["path", "classes", "patient", "held_out"]].merge(instances, on="path", validate="many_to_one")
 
 
 def manufacturer(text: str) -> str:

@@ -7,8 +7,9 @@ could be trained on. Nothing here sends, and nothing is written but the index an
 
 import importlib.metadata
 import platform
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from models.errors import ConfigError, NotFinite, SpecMismatch
 from models.exchange.documents import Agreement, Manifest, Order, Survey
 from models.exchange.spec import Vector, vector_digest
 from models.ledger import Signer, disk
-from models.plan import Plan
+from models.plan import Plan, Unit
 from models.tasks import Task
 from models.tasks.flat import FlatNetwork
 from silos import cohort, dataset, gate, tally, training
@@ -47,8 +48,7 @@ def set_up(site: Site, agreement: Agreement, progress: Report | None = None) -> 
         DataError: The data cannot be used.
     """
     plan = agreement.plan
-    task = tasks.task(plan.task)
-    network = FlatNetwork(task.build(plan.seed), training.device_for(site.run.device))
+    task, network = tasks.task(plan.task), tasks.network(plan, training.device_for(site.run.device))
     return Bench(agreement.study, task, network, load_data(site, plan, task, progress))
 
 
@@ -103,9 +103,9 @@ def visit(
         base=order.base,
         delta=delta,
         patients=matched.patients(held_out=False),
-        images=len(bench.data.train.targets),
+        images=len(bench.data.train),
         evaluated_patients=matched.patients(held_out=True),
-        evaluated_images=len(bench.data.held_out.targets),
+        evaluated_images=len(bench.data.held_out),
         metrics=metrics,
     )
     return gate.release(
@@ -127,7 +127,7 @@ def preview(site: Site, plan: Plan, progress: Report | None = None) -> Manifest:
         DataError: The data cannot be used.
     """
     signer = load_signer(site)
-    network = FlatNetwork(tasks.task(plan.task).build(plan.seed))
+    network = tasks.network(plan)
     model = network.weights.numpy().copy()
     initial = vector_digest(network.spec.digest, model)
     agreement = Agreement(plan=plan, coordinator_key=signer.vkey, initial=initial, spec=network.spec.digest)
@@ -153,7 +153,7 @@ def survey(site: Site, plan: Plan, said: Survey | None = None, progress: Report 
     gate.require_survey(site.policy, said)
     if said is not None:
         return said
-    found = scan_site(site, progress)
+    found = scan_site(site, progress, plan)
     return survey_of(site, found, match_cohort(site, found, plan))
 
 
@@ -177,23 +177,30 @@ def load_signer(site: Site) -> Signer:
     return signer
 
 
-def scan_site(site: Site, progress: Report | None = None) -> Scan:
-    """Index the hospital's folder."""
+def scan_site(site: Site, progress: Report | None = None, plan: Plan | None = None) -> Scan:
+    """Index the hospital's folder.
+
+    Args:
+        site: The hospital.
+        progress: Told how long it goes on.
+        plan: The study; where its cases are volumes, images of several frames are let in.
+    """
     data = site.data
     disk.make_folder(site.run.work, 0o700)
     return scan(
         data.root,
         site.run.work / "index.sqlite",
         modality=data.modality,
-        attributes=list(data.labels.join),
+        attributes=list(data.labels.join) if data.labels else [],
         burned_in=data.burned_in,
+        several_frames=unit_of(site, plan) != "image",
         progress=named(progress, "reading headers"),
     )
 
 
 def load_cohort(site: Site, plan: Plan, progress: Report | None = None) -> Cohort:
     """The cases of one study in this hospital, from headers and labels; no pixel is read."""
-    return match_cohort(site, scan_site(site, progress), plan)
+    return match_cohort(site, scan_site(site, progress, plan), plan)
 
 
 def match_cohort(site: Site, found: Scan, plan: Plan | None) -> Cohort:
@@ -201,24 +208,33 @@ def match_cohort(site: Site, found: Scan, plan: Plan | None) -> Cohort:
 
     Args:
         site: The hospital.
-        found: Its scan.
-        plan: The study; without one, the site's own label words stand for the classes.
+        found: Its scan, for the same plan.
+        plan: The study; without one, the site's own words stand for the classes.
     """
-    if plan is None:
-        own = sorted({word for word in site.data.labels.words.values() if word})
-        return cohort.match(found.instances, site.data, own, found.left_out)
-    instances = found.instances[found.instances["Modality"].isin(plan.task.modality)]
-    left_out = dict(found.left_out)
-    if other := len(found.instances) - len(instances):
-        left_out["modality not of this study"] = other
-    return cohort.match(instances, site.data, plan.task.classes, left_out)
+    data, unit, classes = site.data, unit_of(site, plan), plan.task.classes if plan else site.data.classes
+    if plan is not None:
+        of_study = found.instances["Modality"].isin(plan.task.modality)
+        other = Counter({"modality not of this study": int((~of_study).sum())})
+        left_out = dict(Counter(found.left_out) + other)
+        found = replace(found, instances=found.instances[of_study], left_out=left_out)
+    drawn = plan.task.drawn if plan else data.labels is None
+    if unit == "image" and not drawn:
+        return cohort.match(found.instances, data, classes, found.left_out)
+    return cohort.match_volumes(found, data, classes, unit=unit, drawn=drawn)
+
+
+def unit_of(site: Site, plan: Plan | None) -> Unit:
+    """What a case is made of in a study; without one, as the hospital's labels or annotations suggest."""
+    if plan is not None:
+        return plan.task.unit
+    return "image" if site.data.labels else "either"
 
 
 def load_data(site: Site, plan: Plan, task: Task, progress: Report | None = None) -> Dataset:
-    """The images of one study in this hospital, decoded once."""
+    """The cases of one study in this hospital, decoded once."""
     return dataset.prepare(
         load_cohort(site, plan, progress),
-        site.data.root,
+        site.data,
         site.run.work / "cache",
         plan.task,
         task,

@@ -61,9 +61,9 @@ def test_the_configurations_that_ship_are_valid_and_differ_in_the_strategy_only(
 
 def test_the_example_site_explains_every_key_that_a_site_has() -> None:
     text = (ROOT / "configs/sites/north.toml").read_text()
-    from silos.config import Data, Labels, Policy, Run
+    from silos.config import Annotations, Data, Labels, Policy, Run
 
-    keys = {key for model in (Site, Data, Labels, Policy, Run) for key in model.model_fields}
+    keys = {key for model in (Site, Data, Labels, Annotations, Policy, Run) for key in model.model_fields}
     assert {key for key in keys if not re.search(rf"^(# )?\[?([a-z]+\.)?{key}\b", text, re.MULTILINE)} == set()
 
 

@@ -13,10 +13,12 @@ from monai.bundle import ConfigParser, ConfigWorkflow, verify_net_in_out
 from aggregator import LocalGrid, Study, run
 from aggregator.audit import check_model
 from aggregator.release import release
-from aggregator.release.bundle import FORMATS
+from aggregator.release.bundle import FORMATS, data_format
 from models import tasks
 from models.errors import ConfigError, DataError, SpecMismatch
 from models.exchange.spec import load_vector, save_vector
+from models.plan import Classification
+from models.tasks import Case
 from models.tasks.flat import FlatNetwork
 from silos import inference
 from silos.dicom.decode import read_image
@@ -77,7 +79,7 @@ def own_prediction(world: Path, images: list[Path]) -> torch.Tensor:
         task, position = tasks.task(study.plan.task), study.position
         network = FlatNetwork(task.build(0))
         network.load(study.load_model(position.model, position.digest))
-    inputs = torch.from_numpy(np.stack([task.prepare(read_image(path)) for path in images]))
+    inputs = torch.from_numpy(np.stack([task.prepare(Case(read_image(path))).image for path in images]))
     with torch.no_grad():
         return network.module.eval()(inputs).softmax(1)
 
@@ -169,8 +171,22 @@ def test_a_model_of_another_network_is_not_loaded(world: Path, tmp_path: Path) -
         inference.network(tmp_path / "model")
 
 
-def test_every_kind_of_task_has_a_bundle() -> None:
-    assert set(FORMATS) == set(tasks._TASKS)
+def test_every_kind_of_task_with_labels_has_a_bundle() -> None:
+    kinds = {kind.model_fields["name"].annotation.__args__[0]: kind for kind in tasks._TASKS}  # type: ignore[union-attr]
+    assert set(FORMATS) == {name for name, kind in kinds.items() if not kind.drawn}  # masks are not written yet
+
+
+def test_a_model_of_volumes_is_not_bundled_as_one_of_images() -> None:
+    task = {
+        "name": "classification",
+        "classes": ["a", "b"],
+        "modality": ["MR"],
+        "zscore": "all",
+        "network": {"name": "cnn"},
+    }
+    volumes = Classification.model_validate(task | {"dimensions": 3, "size": [8, 8, 8], "spacing": [1, 1, 1]})
+    with pytest.raises(ConfigError, match=r"task\.name: no bundle"):
+        data_format(volumes)
 
 
 def test_every_hospitals_metrics_are_proven_and_stand_in_the_card_with_bands_alone(world: Path) -> None:

@@ -109,8 +109,10 @@ def data_format(task: TaskSettings) -> dict[str, Any]:
     Raises:
         ConfigError: It is not known here.
     """
-    if task.name not in FORMATS:
-        raise ConfigError(f"task.name: no bundle can be made of {task.name!r} yet", "hand out the model file itself")
+    if task.name not in FORMATS or task.unit != "image":
+        raise ConfigError(
+            f"task.name: no bundle can be made of {task.name!r} of this kind yet", "hand out the model file itself"
+        )
     return FORMATS[task.name](task)
 
 

@@ -138,6 +138,7 @@ class Channel:
         *,
         spec: str | None = None,
         vector: Vector | None = None,
+        payload: str | None = None,
         answers: str | None = None,
         testimony: Testimony | None = None,
         facts: Mapping[str, Any] | None = None,
@@ -150,6 +151,8 @@ class Channel:
             document: Order, manifest, refusal or closing; kept beside the ledger by its digest.
             spec: Digest of the layout of `vector`.
             vector: Arrays that travel, 1-D float32.
+            payload: Their digest, from whoever has it already: a large model takes a while to hash. Without
+                arrays it is not used.
             answers: xid of the order that this replies to.
             testimony: What witnesses have seen of this party's ledger.
             facts: More for this party's own ledger line; does not travel.
@@ -157,7 +160,7 @@ class Channel:
         body = document.encode()
         if (spec is None) != (vector is None):
             raise SpecMismatch("arrays travel with their layout, or neither does")
-        payload = vector_digest(spec, vector) if spec is not None and vector is not None else None
+        payload = None if spec is None or vector is None else payload or vector_digest(spec, vector)
         statement = Statement(
             study=self.study,
             round=round_,

@@ -75,6 +75,9 @@ class Agreement(Document):
         return digest(self.encode())
 
 
+VisitKind = Literal["survey", "train", "evaluate", "close"]
+
+
 class Order(Document):
     """One visit to a silo.
 
@@ -84,7 +87,7 @@ class Order(Document):
 
     agreement: Agreement
     round: Annotated[int, Field(ge=0)]
-    visit: Literal["survey", "train", "evaluate", "close"]
+    visit: VisitKind
     base: Digest  # of the model that comes with it (none comes with `survey` and `close`: of the newest)
     witnesses: Digest | None = None  # of the roster of hospitals whose cosignatures come with it
 

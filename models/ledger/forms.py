@@ -135,5 +135,6 @@ def narrowed(form: Form, key: str, to: Form) -> Form:
     )
 
 
+TRUE = Form({"const": True}, lambda value: value is True)
 NULL = Form({"type": "null"}, lambda value: value is None)
 ANY_OBJECT = Form({"type": "object"}, lambda value: isinstance(value, dict))

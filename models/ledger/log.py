@@ -188,15 +188,8 @@ class Ledger:
             NotAppended: It is not known to be durable; the ledger must be opened again.
         """
         name = digest(manifest)
-        with self._mutex:
-            self._require_usable()
-            self._stopped = "a manifest could not be made durable"
-            try:
-                # Always written, even if a file of this name is there: nobody knows if that one is durable.
-                disk.publish(self.folder / MANIFESTS / f"{name}.json", manifest)
-            except OSError as error:
-                raise NotAppended(f"{self.folder}: {self._stopped}: {error.strerror}", _DISK) from error
-            self._stopped = ""
+        # Always written, even if a file of this name is there: nobody knows if that one is durable.
+        self._keep(self.folder / MANIFESTS / f"{name}.json", manifest, "a manifest")
         return name
 
     def manifest(self, name: str) -> bytes:
@@ -219,18 +212,10 @@ class Ledger:
             ours: A signed head of this ledger, cosigned by it.
 
         Raises:
-            NotAppended: It is not known to be durable.
+            NotAppended: It is not known to be durable; the ledger must be opened again.
         """
-        path = self.folder / PARTED / f"{study}-{peer}.json"
-        with self._mutex:
-            self._require_usable()
-            try:
-                if not path.parent.exists():
-                    path.parent.mkdir()
-                    disk.sync_folder(self.folder)
-                disk.publish(path, canonical({"v": 1, "study": study, "peer": peer, "theirs": theirs, "ours": ours}))
-            except OSError as error:
-                raise NotAppended(f"{path}: could not be kept: {error.strerror}", _DISK) from error
+        content = canonical({"v": 1, "study": study, "peer": peer, "theirs": theirs, "ours": ours})
+        self._keep(self.folder / PARTED / f"{study}-{peer}.json", content, "a farewell")
 
     def close(self) -> None:
         """Let others write. Nothing is lost without it; a closed ledger refuses to append."""
@@ -249,6 +234,18 @@ class Ledger:
             raise NotAppended(f"{self.folder}: was opened by another process", "open it in this one")
         if self._stopped:
             raise NotAppended(f"{self.folder}: {self._stopped}", "open the ledger again")
+
+    def _keep(self, path: Path, content: bytes, what: str) -> None:
+        """Write a file beside the lines, durably."""
+        with self._mutex:
+            self._require_usable()
+            self._stopped = f"{what} could not be made durable"
+            try:
+                disk.make_folder(path.parent)
+                disk.publish(path, content)
+            except OSError as error:
+                raise NotAppended(f"{self.folder}: {self._stopped}: {error.strerror}", _DISK) from error
+            self._stopped = ""
 
     def _recover(self, opened: Opened) -> None:
         for record in opened.pending:

@@ -18,6 +18,7 @@ from models.ledger.events import Event, Record
 from models.ledger.forms import (
     ANY_OBJECT,
     NULL,
+    TRUE,
     Form,
     count,
     either,
@@ -101,11 +102,10 @@ _FILE = record(
         "bytes": count(),
     }
 )
-_YES = Form({"const": True}, lambda value: value is True)
 _STRATEGY = record(
     {"name": _WORD, "mu": number()},
     {
-        "local_norm": _YES,
+        "local_norm": TRUE,
         **dict.fromkeys(("server_learning_rate", "server_momentum", "eta", "tau", "beta_1", "beta_2"), number()),
         **dict.fromkeys(("beta", "q", "client_learning_rate"), number()),
         "malicious": count(),

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from models.plan.imaging import Augmentation, Classification, Imaging, Landmarks, Segmentation
 from models.plan.strategy import Strategy
-from models.plan.task import AnyTask, MetricName, Named, Network, TaskSettings, Word, register
+from models.plan.task import AnyTask, MetricName, Named, Network, TaskSettings, Unit, Word, register
 from models.settings import ByteSize, Settings
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
@@ -96,6 +96,7 @@ __all__ = [
     "Strategy",
     "TaskSettings",
     "Training",
+    "Unit",
     "Word",
     "register",
 ]

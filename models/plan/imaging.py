@@ -21,7 +21,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from models.plan.task import Named, TaskSettings, Word, register
+from models.plan.task import Named, TaskSettings, Unit, Word, register
 from models.settings import Settings
 
 _LARGEST = 2**24  # pixels or voxels that a network may be shown at a time
@@ -80,6 +80,7 @@ class Classification(Imaging):
     """One label per image: a 2-D image, or a volume."""
 
     gives: ClassVar[frozenset[str]] = frozenset({"loss", "accuracy", "auc"})
+    unprepared: ClassVar[frozenset[str]] = TaskSettings.unprepared | {"augment"}
 
     name: Literal["classification"]
     classes: Annotated[list[Word], Field(min_length=2)]
@@ -88,6 +89,11 @@ class Classification(Imaging):
     spacing: Annotated[Spacing | None, Later] = None  # of volumes; 2-D images are resized to `size`
     # True: random flips, small rotations and zooms of 2-D images; or a list of MONAI's transforms
     augment: bool | list[Augmentation] = False
+
+    @property
+    def unit(self) -> Unit:
+        """What a case is made of."""
+        return "volume" if self.dimensions == 3 else "image"
 
     @property
     def extent(self) -> str:
@@ -113,6 +119,14 @@ class Segmentation(Imaging):
     """
 
     gives: ClassVar[frozenset[str]] = frozenset({"loss", "dice", "hausdorff95"})
+    drawn: ClassVar[bool] = True
+    unprepared: ClassVar[frozenset[str]] = TaskSettings.unprepared | {
+        "patch",
+        "patches",
+        "foreground",
+        "overlap",
+        "augment",
+    }
 
     name: Literal["segmentation"]
     dimensions: Literal[2, 3]
@@ -122,6 +136,11 @@ class Segmentation(Imaging):
     foreground: Annotated[float, Field(ge=0, le=1)] = 0.5  # chance that a patch is centred on a class
     overlap: Annotated[float, Field(ge=0, le=0.9)] = 0.25  # of neighbouring windows when a whole case is predicted
     augment: list[Augmentation] = []
+
+    @property
+    def unit(self) -> Unit:
+        """What a case is made of."""
+        return "volume" if self.dimensions == 3 else "either"
 
     @property
     def extent(self) -> str:

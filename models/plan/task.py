@@ -33,6 +33,10 @@ Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
 MetricName = Literal["loss", "auc", "accuracy", "dice", "hausdorff95"]
 """`hausdorff95` is in mm; `loss` in the loss's own unit; the others run from 0 to 1."""
 
+Unit = Literal["image", "volume", "either"]
+"""What a case is made of: an image of one frame, a volume, or (`either`) a volume and where a series has one slice
+only, that slice."""
+
 GROUP = "intramural.tasks"
 """Entry points of further kinds of task: the kind's name, and the module that registers it."""
 
@@ -54,10 +58,21 @@ class TaskSettings(Settings):
     gives: ClassVar[frozenset[str]] = frozenset(get_args(MetricName))
     """The metrics that it can give; a plan cannot ask for others."""
 
+    drawn: ClassVar[bool] = False
+    """Whether a case has a mask that somebody drew on it; else it has one label."""
+
+    unprepared: ClassVar[frozenset[str]] = frozenset({"modality", "classes", "network"})
+    """Keys that `prepare` does not look at; a change of any other prepares every case anew."""
+
     name: Word
     classes: Annotated[list[Word], Field(min_length=1)]
     modality: Annotated[list[str], Field(min_length=1)]
     network: Network
+
+    @property
+    def unit(self) -> Unit:
+        """What a case is made of."""
+        return "image"
 
     @property
     def extent(self) -> str:

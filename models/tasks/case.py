@@ -20,7 +20,8 @@ class Case:
 
     Attributes:
         image: Float32. Decoded: `(rows, columns)`, or `(x, y, z)` of a volume in RAS. Prepared: the same with a
-            channel in front, `(1, ...)`. May be a view of a memory-mapped file.
+            channel in front, `(1, ...)`. May be a view of a file, which is read where it is indexed; `np.asarray` reads
+            the whole.
         spacing: mm from voxel to voxel along each axis of the image; None if nobody knows.
         mask: Unsigned 8 bit, of the image's axes without channel: 0 for background, k for the study's k-th class.
         label: Index of the study's class, from 0.

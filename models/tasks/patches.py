@@ -45,5 +45,5 @@ def crop(
     part = tuple(slice(at, at + length) for at, length in zip(start, window, strict=True))
     missing = [max(0, length - side) for side, length in zip(shape, window, strict=True)]
     around = [(m // 2, m - m // 2) for m in missing]
-    image, mask = np.pad(case.image[0][part], around), np.pad(case.mask[part], around)
+    image, mask = np.pad(case.image[0:1, *part][0], around), np.pad(case.mask[part], around)
     return image.reshape(1, *patch), mask.reshape(*patch)

@@ -186,7 +186,7 @@ class SegmentationTask:
         if not logits.isfinite().all():
             raise NotFinite("the network's outputs are NaN or infinite", "lower training.learning_rate")
         assert case.mask is not None
-        truth = torch.from_numpy(np.ascontiguousarray(case.mask)).long()
+        truth = torch.from_numpy(case.mask.astype(np.int64))
         found = {}
         if "loss" in wanted:
             found["loss"] = float(self.loss(logits[None], truth[None, None]))

@@ -68,7 +68,7 @@ def describe(site: Site, plan: Plan | None = None, images: int | None = None, pr
     Raises:
         DataError: The data cannot be used.
     """
-    scanned = visit.scan_site(site, progress)
+    scanned = visit.scan_site(site, progress, plan)
     instances, cohort, trouble = scanned.instances, None, ""
     try:
         cohort = visit.match_cohort(site, scanned, plan)

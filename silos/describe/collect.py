@@ -179,9 +179,8 @@ def balance(cohort: Cohort) -> list[Balance]:
     train, held_out = CELLS["sides"]
     found = []
     for side, name in ((False, train), (True, held_out)):
-        cases = cohort.side(side)
-        for target, label in enumerate(cohort.classes):
-            part = cases[cases["target"] == target]
+        for index, label in enumerate(cohort.classes):
+            part = cohort.of_class(index, side)
             found.append(Balance(label, name, int(part["patient"].nunique()), len(part)))
     return found
 

@@ -25,6 +25,7 @@ from pydicom.encaps import encapsulate, generate_frames, get_frame
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_modality_lut
 
+from silos.dicom.apart import DecoderFailed, decode_apart
 from silos.dicom.header import Flaw, Header, Reason, UnreadableFile, number, open_header
 
 MAX_PIXELS = 64 * 2**20  # of one image; the largest mammograms have a third of it
@@ -113,9 +114,11 @@ def _open_picture(path: Path) -> Iterator[Header]:
         with open_header(path, _KEYWORDS) as header:
             try:
                 yield header
-            except (Flaw, OSError, KeyboardInterrupt, SystemExit, GeneratorExit):
+            except (Flaw, OSError):
                 raise
-            except BaseException as error:  # a panic of the decoder that is written in Rust is no Exception
+            except DecoderFailed as error:
+                raise Flaw(Reason.PIXELS, str(error)) from None
+            except Exception as error:
                 raise Flaw(Reason.PIXELS, type(error).__name__) from None
     except OSError as error:
         raise UnreadableFile(path, Reason.UNREADABLE, error.strerror or "") from error
@@ -200,7 +203,9 @@ def _stored_values(header: Header, data: bytes) -> NDArray[Any]:
         "pixel_keyword": "PixelData",
         "pixel_vr": header.vr,
     }
-    array, _ = get_decoder(syntax).as_array(data, index=0, raw=True, decoding_plugin=plugin, **options)
+    if plugin:
+        return decode_apart(syntax, data, plugin, options)
+    array, _ = get_decoder(syntax).as_array(data, index=0, raw=True, **options)
     if array.shape != shape:
         raise Flaw(Reason.PIXELS, f"decodes to {array.shape}, not {shape}")
     return array
@@ -209,7 +214,7 @@ def _stored_values(header: Header, data: bytes) -> NDArray[Any]:
 def check_code(code: bytes, syntax: str, shape: tuple[int, int]) -> None:
     """Refuse a compressed frame that is not Rows x Columns, before anything of its size is allocated."""
     if syntax != uid.RLELossless:
-        if (coded := _coded_shape(code)) != shape:
+        if (coded := _coded_shape(code)) != (*shape, 1):
             raise Flaw(Reason.PIXELS, f"its frame is {coded}, not {shape}")
     elif not 0 <= _run_length(code) - prod(shape) < min(shape):  # less than a line more is padding
         raise Flaw(Reason.PIXELS, f"its frame has not the pixels of {shape}")
@@ -230,16 +235,17 @@ def _run_length(code: bytes) -> int:
     return pixels
 
 
-def _coded_shape(code: bytes) -> tuple[int, int]:
-    """(rows, columns) that a JPEG (ITU T.81 B.2.2), JPEG-LS or JPEG 2000 (T.800 A.5.1) stream declares."""
+def _coded_shape(code: bytes) -> tuple[int, int, int]:
+    """(rows, columns, colours) that a JPEG (ITU T.81 B.2.2), JPEG-LS or JPEG 2000 (T.800 A.5.1) stream declares."""
     if not code.startswith(b"\xff\xd8"):
-        width, height, left, top = struct.unpack_from(">4I", code, code.index(b"\xff\x4f\xff\x51") + 8)
-        return height - top, width - left
+        start = code.index(b"\xff\x4f\xff\x51") + 8
+        width, height, left, top, colours = struct.unpack_from(">4I16xH", code, start)
+        return height - top, width - left, colours
     position = 2
     while (marker := code[position + 1]) not in _START_OF_FRAME:
         position += 1 if marker == 0xFF else 2 + struct.unpack_from(">H", code, position + 2)[0]
-    rows, columns = struct.unpack_from(">HH", code, position + 5)
-    return rows, columns
+    rows, columns, colours = struct.unpack_from(">HHB", code, position + 5)
+    return rows, columns, colours
 
 
 def _modality_units(stored: NDArray[Any], header: Header) -> NDArray[np.float32]:
@@ -262,5 +268,8 @@ def _rescale(stored: NDArray[Any], header: Header) -> NDArray[np.float64]:
     slope, intercept = float(header.texts["RescaleSlope"] or 1), float(header.texts["RescaleIntercept"] or 0)
     if slope == 0:
         raise Flaw(Reason.PIXELS, "a rescale slope of 0")
+    values = stored.astype(np.float64)
     with np.errstate(all="ignore"):
-        return stored.astype(np.float64) * slope + intercept
+        values *= slope
+        values += intercept
+    return values

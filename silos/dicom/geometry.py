@@ -138,6 +138,11 @@ def alike(planes: Sequence[Plane]) -> Iterator[NDArray[np.int64]]:
         left = left[~same]
 
 
+def alone(plane: Plane) -> Arrangement:
+    """One slice as a volume of its own, 1 mm thick."""
+    return Arrangement(np.zeros(1, np.int64), plane.affine(plane.normal), 0.0)
+
+
 def arrange(planes: Sequence[Plane]) -> Arrangement | Misfit:
     """Sort like slices along their normal, and see whether they make a volume.
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from silos.dicom.decode import read_frames, read_image
 from silos.dicom.frames import read_frame_texts
-from silos.dicom.geometry import Floats, Misfit, Plane, alike, arrange, read_plane
+from silos.dicom.geometry import Floats, Misfit, Plane, alike, alone, arrange, read_plane
 from silos.dicom.header import Reason, UnreadableFile
 
 MAX_VOXELS = 2**29  # of one volume: 2 GiB of float32
@@ -130,13 +130,14 @@ class _Candidate:
     shared: tuple[str, ...]
 
 
-def find_stacks(instances: pd.DataFrame, root: Path, *, pet_units: str = "BQML") -> Found:
+def find_stacks(instances: pd.DataFrame, root: Path, *, pet_units: str = "BQML", single: bool = False) -> Found:
     """Sort the images of each series into stacks. Reads no pixel, and opens only images of several frames.
 
     Args:
         instances: The usable images of a scan with `several_frames`, attributes as text.
         root: Folder that their paths are relative to.
         pet_units: The only Units (PS3.3 C.8.9.1.1.3) in which PET is taken.
+        single: Whether a slice without others is a stack of one, 1 mm thick.
 
     Returns:
         The stacks by series, in the scan's order, and the number of other files by reason (`Misfit`, or
@@ -145,7 +146,7 @@ def find_stacks(instances: pd.DataFrame, root: Path, *, pet_units: str = "BQML")
     stacks: list[Stack] = []
     left_out: Counter[str] = Counter()
     for uid, rows in instances.groupby("SeriesInstanceUID", sort=False):
-        found = _in_series(str(uid), rows, root, pet_units)
+        found = _in_series(str(uid), rows, root, pet_units, single)
         stacks += found.stacks
         left_out.update(found.left_out)
     return Found(tuple(stacks), dict(sorted(left_out.items())))
@@ -181,7 +182,7 @@ def read_volume(stack: Stack, root: Path) -> Volume:
     return Volume(pixels.transpose(2, 1, 0), stack)
 
 
-def _in_series(uid: str, rows: pd.DataFrame, root: Path, pet_units: str) -> Found:
+def _in_series(uid: str, rows: pd.DataFrame, root: Path, pet_units: str, single: bool) -> Found:
     if not uid:
         return Found((), {Misfit.NO_SERIES.value: len(rows)})
     if rows["PatientID"].nunique() > 1:
@@ -211,7 +212,7 @@ def _in_series(uid: str, rows: pd.DataFrame, root: Path, pet_units: str) -> Foun
 
     stacks = []
     for group in _groups(candidates):
-        stack = _stack(uid, modality, group)
+        stack = _stack(uid, modality, group, single)
         if isinstance(stack, Misfit):
             fates |= {each.slice.path: stack.value for each in group}
         else:
@@ -232,9 +233,9 @@ def _groups(candidates: list[_Candidate]) -> Iterator[list[_Candidate]]:
             yield [several[index] for index in group]
 
 
-def _stack(uid: str, modality: str, group: list[_Candidate]) -> Stack | Misfit:
+def _stack(uid: str, modality: str, group: list[_Candidate], single: bool) -> Stack | Misfit:
     planes = [each.plane for each in group]
-    arrangement = arrange(planes)
+    arrangement = alone(planes[0]) if single and len(planes) == 1 else arrange(planes)
     if isinstance(arrangement, Misfit):
         return arrangement
     rows, columns = planes[0].shape

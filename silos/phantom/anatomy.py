@@ -2,7 +2,7 @@
 
     rng = np.random.default_rng(7)
     scanner = install(rng)                        # one per hospital
-    slices, ill = examine(rng, scanner, count=6, size=64, burden=0.5)
+    slices, lesion = examine(rng, scanner, count=6, size=64, burden=0.5)
 
 A head is a stack of soft ellipses: scalp, skull, brain, white matter, ventricles; its pose, proportions
 and texture are drawn anew for every patient. A lesion is a blurred, irregular, moderately bright blob.
@@ -68,8 +68,8 @@ def examine(
             adjacent, as one lesion's are.
 
     Returns:
-        Stored values, uint16 of shape (count, size, size), at most `FULL_SCALE`; and whether each slice
-        shows a lesion, bool of shape (count,).
+        Stored values, uint16 of shape (count, size, size), at most `FULL_SCALE`; and where the lesion is, bool of
+        the same shape. A slice that is meant to show it has at least one pixel of it.
     """
     touched = round(burden * count)
     first = int(rng.integers(0, count - touched + 1))
@@ -82,17 +82,18 @@ def examine(
     lesion = _Blob.draw(rng, radius=rng.uniform(0.20, 0.34), level=rng.uniform(0.34, 0.50))
     scar = _Blob.draw(rng, radius=rng.uniform(0.15, 0.3), level=-rng.uniform(0.15, 0.30))
     scarred = rng.random() < 0.5
-    slices = []
+    slices, lesions = [], []
     for height, reach in zip(np.linspace(-0.8, 0.8, count), extent, strict=True):
         u, v = pose.grid(rng, size, shrink=1 - 0.08 * height**2)
         tissue = _head(rng, u, v, scanner, pose, height)
         tissue += _vessels(rng, u, v)
         if scarred and rng.random() < 0.7:
             tissue += scar.paint(u, v, 1.0)
-        if reach:
-            tissue += lesion.paint(u, v, float(reach))
+        spot = lesion.paint(u, v, float(reach)) if reach else np.zeros_like(u)
+        tissue += spot
+        lesions.append(spot >= min(lesion.level / 2, spot.max()) if reach else spot > 0)
         slices.append(_acquire(rng, tissue, scanner))
-    return np.stack(slices), ill
+    return np.stack(slices), np.stack(lesions)
 
 
 @dataclass(frozen=True)

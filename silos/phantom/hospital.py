@@ -18,6 +18,8 @@ from silos.cohort import is_held_out, patient_hash
 from silos.config import Site
 from silos.phantom import paperwork
 from silos.phantom.anatomy import examine, install
+from silos.phantom.drawing import contours, segmentation
+from silos.phantom.enhanced import enhanced
 from silos.phantom.people import Clinic, Patient, identifiers, populate
 from silos.phantom.style import STYLES, Style
 
@@ -25,6 +27,7 @@ _FIELD_OF_VIEW = 230.0  # mm
 _SLICE = 5.0  # mm
 _GAP = 1.5  # mm between slices
 _ILL = 0.85  # share of the patients who have a lesion
+_ILL_VOLUMES = 0.65  # the same where a volume has one label
 _BURDEN = (0.25, 0.8)  # share of an ill patient's slices that show it, lowest and highest
 
 
@@ -34,8 +37,9 @@ def write_hospital(
     name: str,
     seed: int = 0,
     patients: int = 24,
-    images: int = 6,
-    size: int = 64,
+    images: int | None = None,
+    size: int | None = None,
+    volumes: bool = False,
     style: int | None = None,
     studies: Sequence[str] = ("demo",),
     coordinator: Path | None = None,
@@ -46,13 +50,18 @@ def write_hospital(
     different names differ in their patients and in how their scanners see them; the style changes only the
     wrapping, never a pixel.
 
+    With `volumes`, the slices of a patient make a volume, which has one label; every volume has an annotation (a
+    DICOM SEG, or an RTSTRUCT), which is empty where there is no lesion; and the names and numbers of files say nothing
+    of the order of slices. About two thirds of the patients have a lesion.
+
     Args:
         folder: Where to write; made if missing, never overwritten.
         name: The silo's name, lower-case letters, digits and hyphens.
         seed: Another seed gives other people, images, UIDs, key and salt.
         patients: How many, one study each.
-        images: Axial slices per patient.
-        size: Rows and columns of a slice, 32 (JPEG 2000 needs as many) to 1024.
+        images: Axial slices per patient; 6, of volumes 16 by default.
+        size: Rows and columns of a slice, 32 (JPEG 2000 needs as many) to 1024; 64, of volumes 40 by default.
+        volumes: Whether the slices make volumes, on which lesions are drawn.
         style: Index into `STYLES`; from the name and the seed by default.
         studies: Studies that its policy allows.
         coordinator: The coordinator's public file, to take part over the network.
@@ -64,6 +73,10 @@ def write_hospital(
         ConfigError: The folder holds something already, or an argument is impossible.
     """
     folder = Path(folder)
+    if images is None:
+        images = 16 if volumes else 6
+    if size is None:
+        size = 40 if volumes else 64
     for key, value, low, high in (
         ("patients", patients, 1, 100_000),
         ("images", images, 1, 1000),
@@ -82,7 +95,9 @@ def write_hospital(
     salt = _salt(name, seed, [patient.mrn for patient in people])
     if coordinator is not None:
         coordinator = coordinator.absolute()
-    site = paperwork.site_toml(name=name, seed=seed, style=habits, salt=salt, studies=studies, coordinator=coordinator)
+    site = paperwork.site_toml(
+        name=name, seed=seed, style=habits, salt=salt, studies=studies, coordinator=coordinator, volumes=volumes
+    )
     Site.parse(paperwork.parse(site), source=f"phantom of {name!r}", folder=folder)  # before anything is written
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(
@@ -96,22 +111,40 @@ def write_hospital(
     scanner = install(rng)
     rows: list[list[str]] = []
     canaries: set[str] = set()
-    for patient, burden in zip(people, _burdens(rng, patients), strict=True):
-        slices, ill = examine(rng, scanner, count=images, size=size, burden=burden)
+    join, files = habits.join_volumes if volumes else habits.join, 0
+    order = _rng("order", name, seed)
+    for patient, burden in zip(people, _burdens(rng, patients, volumes), strict=True):
+        slices, spots = examine(rng, scanner, count=images, size=size, burden=burden)
         uids = {kind: _uid(name, seed, patient.mrn, kind) for kind in ("study", "series", "frame")}
-        for number, (stored, lesion) in enumerate(zip(slices, ill, strict=True), start=1):
-            dataset = _header(clinic, patient, habits, uids, number, images)
-            dataset.SOPInstanceUID = _uid(name, seed, patient.mrn, "image", number)
+        numbers = order.permutation(images) + 1 if volumes else np.arange(1, images + 1)
+        found: list[Dataset] = []
+        for place, (number, stored) in enumerate(zip(numbers, slices, strict=True), start=1):
+            dataset = _header(clinic, patient, habits, uids, place, images)
+            dataset.InstanceNumber = int(number)
+            dataset.SOPInstanceUID = _uid(name, seed, patient.mrn, "image", place)
             _add_pixels(dataset, stored, scanner.slope)
-            path = _place(dataset, patient, habits, serial=len(rows) + 1)
+            found.append(dataset)
+        if volumes and habits.enhanced:
+            found = [enhanced(found, list(numbers - 1))]
+            spots = spots[numbers - 1]
+        places = [_place(dataset, patient, habits, files + n) for n, dataset in enumerate(found, start=1)]
+        if volumes:
+            draw = contours if habits.draws == "RTSTRUCT" else segmentation
+            more = [_uid(name, seed, patient.mrn, "drawn", part) for part in ("series", "file", "dimensions")]
+            found.append(draw(found, spots, habits.segment, more))
+            places.append(PurePosixPath(f"drawn/{files:05d}"))
+        for dataset, path in zip(found, places, strict=True):
             _save(dataset, folder / "dicom" / path, habits)
-            keys = [str(dataset[keyword].value) for keyword in habits.join]
-            rows.append([*keys, habits.words[0 if lesion else 1]])
             canaries |= identifiers(dataset, path)
+        files += len(found)
+        labelled = zip(found[:1] if volumes else found, [spots] if volumes else spots, strict=True)
+        for dataset, spot in labelled:
+            keys = [str(dataset[keyword].value) for keyword in join]
+            rows.append([*keys, habits.words[0 if spot.any() else 1]])
 
     with (folder / "labels.csv").open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, delimiter=habits.delimiter, lineterminator="\n")
-        table.writerow([*habits.join.values(), habits.value])
+        table.writerow([*join.values(), habits.value])
         table.writerows(rows)
     (folder / "canaries.txt").write_text("".join(f"{line}\n" for line in sorted(canaries)), encoding="utf-8")
     Signer.create(folder / "keys" / f"{name}.key", name, seed=_secret("key", name, seed))
@@ -120,9 +153,9 @@ def write_hospital(
     return folder / "site.toml"
 
 
-def _burdens(rng: np.random.Generator, patients: int) -> NDArray[np.float64]:
+def _burdens(rng: np.random.Generator, patients: int, volumes: bool) -> NDArray[np.float64]:
     """Each patient's share of slices with a lesion: spread evenly, so that every hospital is balanced."""
-    ill = round(_ILL * patients)
+    ill = round((_ILL_VOLUMES if volumes else _ILL) * patients)
     return rng.permutation(np.concatenate([np.zeros(patients - ill), np.linspace(*_BURDEN, ill)]))
 
 
@@ -201,7 +234,9 @@ def _place(dataset: Dataset, patient: Patient, style: Style, serial: int) -> Pur
 
 
 def _save(dataset: Dataset, path: Path, style: Style) -> None:
-    if style.syntax.is_encapsulated:
+    if dataset.Modality != "MR":
+        pass  # what was drawn stays as it is
+    elif style.syntax.is_encapsulated:
         dataset.compress(style.syntax, encoding_plugin=style.encoder, generate_instance_uid=False)
     else:
         dataset.file_meta.TransferSyntaxUID = style.syntax

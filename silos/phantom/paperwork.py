@@ -49,14 +49,14 @@ join = {join}
 value = {value}
 # This hospital's word = the study's class.
 words = {words}
-
+{annotations}
 [policy]
 # What may leave. What is not allowed here is forbidden, an absent key included.
 # Whoever can add a study here can have a model trained on these patients.
 studies = {studies}
-tasks = ["classification"]
+tasks = {tasks}
 # The only measurements that are told to others.
-metrics = ["loss", "auc", "accuracy"]
+metrics = {metrics}
 # What may be told of the images before a study starts, in ranges; cells with fewer than min_patients are hidden.
 survey = ["patients", "studies", "series", "images", "classes", "sides", "modality", "manufacturer",
   "transfer_syntax", "year", "spacing", "thickness", "matrix"]
@@ -89,6 +89,14 @@ threads = 1
 {coordinator}
 """
 
+_ANNOTATIONS = """
+[data.annotations]
+# What was drawn on the images: DICOM SEG or RTSTRUCT, found by the images that it refers to, wherever its file lies.
+kinds = ["SEG", "RTSTRUCT"]
+# What this hospital calls a segment (or its code, as "SCT:52988006") = the study's class.
+words = {words}
+"""
+
 _README = """\
 # {name}: a make-believe hospital
 
@@ -108,7 +116,14 @@ Written from the name `{name}` and the seed {seed}: the same two give the same b
 
 
 def site_toml(
-    *, name: str, seed: int, style: Style, salt: str, studies: Sequence[str], coordinator: Path | None = None
+    *,
+    name: str,
+    seed: int,
+    style: Style,
+    salt: str,
+    studies: Sequence[str],
+    coordinator: Path | None = None,
+    volumes: bool = False,
 ) -> str:
     """The text of `site.toml`.
 
@@ -119,7 +134,9 @@ def site_toml(
         salt: At least 16 characters.
         studies: Studies that the policy allows.
         coordinator: The coordinator's public file, if the hospital is to take part over the network.
+        volumes: Whether the images make volumes, on which lesions are drawn.
     """
+    drawn = ["dice", "hausdorff95"] if volumes else []
     return _SITE.format(
         name=name,
         seed=seed,
@@ -128,9 +145,12 @@ def site_toml(
         salt=_toml(salt),
         held_out=HELD_OUT,
         delimiter=_toml(style.delimiter),
-        join=_table(style.join),
+        join=_table(style.join_volumes if volumes else style.join),
         value=_toml(style.value),
         words=_table(dict(zip(style.words, ("lesion", "none"), strict=True))),
+        annotations=_ANNOTATIONS.format(words=_table({style.segment: "lesion"})) if volumes else "",
+        tasks=_toml(["classification", *(["segmentation"] if volumes else [])]),
+        metrics=_toml(["loss", "auc", "accuracy", *drawn]),
         studies=_toml(list(studies)),
         coordinator=f"coordinator = {_toml(str(coordinator))}" if coordinator else '# coordinator = "coordinator.json"',
     )
@@ -157,8 +177,8 @@ def readme(name: str, seed: int) -> str:
 
 
 def _toml(value: str | list[str]) -> str:
-    return json.dumps(value)  # a JSON string is a TOML basic string
+    return json.dumps(value, ensure_ascii=False)  # a JSON string is a TOML basic string
 
 
 def _table(values: dict[str, str]) -> str:
-    return "{ " + ", ".join(f"{json.dumps(key)} = {json.dumps(value)}" for key, value in values.items()) + " }"
+    return "{ " + ", ".join(f"{_toml(key)} = {_toml(value)}" for key, value in values.items()) + " }"

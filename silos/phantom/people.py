@@ -128,10 +128,10 @@ def identifiers(dataset: Dataset, path: PurePosixPath) -> set[str]:
         Whole values and their parts (a family name, a word of a name with its number), each of six
         characters or more; and the names of folders and file stems that hold one of them.
     """
-    values = {str(dataset[keyword].value) for keyword in IDENTIFYING}
+    values = {str(dataset[keyword].value) for keyword in IDENTIFYING if keyword in dataset}
     parts = {part for value in values for part in re.split(r"[\^ ,;()]", value) if re.search(r"\d", part)}
     for keyword in ("PatientName", "ReferringPhysicianName", "OperatorsName"):
-        parts |= set(re.split(r"[\^-]", str(dataset[keyword].value)))
+        parts |= set(re.split(r"[\^-]", str(dataset.get(keyword, ""))))
     found = {value for value in values | parts if len(value) >= _SHORTEST}
     places = {*path.parts[:-1], path.name.removesuffix(".dcm")}
     return found | {place for place in places if any(value in place for value in found)}

@@ -28,6 +28,9 @@ class Style:
         delimiter: Between the columns of the table.
         value: Column of the label.
         words: The hospital's words for (lesion, none).
+        segment: What it calls a lesion where it draws one.
+        draws: In what: SEG or RTSTRUCT.
+        enhanced: Whether a volume is one file of many frames (Enhanced MR).
     """
 
     manufacturer: str
@@ -40,6 +43,15 @@ class Style:
     delimiter: str
     value: str
     words: tuple[str, str]
+    segment: str
+    draws: str = "SEG"
+    enhanced: bool = False
+
+    @property
+    def join_volumes(self) -> dict[str, str]:
+        """How the table of labels is joined where a volume has one label."""
+        found = {keyword: column for keyword, column in self.join.items() if keyword != "InstanceNumber"}
+        return {"SeriesInstanceUID": "series"} if "SOPInstanceUID" in found else found
 
 
 STYLES = (
@@ -54,6 +66,7 @@ STYLES = (
         delimiter=",",
         value="finding",
         words=("lesion", "none"),
+        segment="Lesion",
     ),
     Style(
         manufacturer="Nordlys Medical",
@@ -66,6 +79,8 @@ STYLES = (
         delimiter=";",
         value="LesionPresent",
         words=("yes", "no"),
+        segment="Läsion",
+        draws="RTSTRUCT",
     ),
     Style(
         manufacturer="Tidewater Magnetics",
@@ -78,6 +93,7 @@ STYLES = (
         delimiter=",",
         value="Label",
         words=("1", "0"),
+        segment="GTV 1",
     ),
     Style(
         manufacturer="Corvid Systems",
@@ -90,6 +106,8 @@ STYLES = (
         delimiter=",",
         value="read",
         words=("positive", "negative"),
+        segment="lesion",
+        enhanced=True,
     ),
     Style(
         manufacturer="Aurelia Imaging",
@@ -102,6 +120,7 @@ STYLES = (
         delimiter=";",
         value="Lesion",
         words=("1", "0"),
+        segment="FLAIR hyperintensity",
     ),
 )
 """Every style; they use five transfer syntaxes, three ways to join labels and four ways to name files."""

@@ -200,7 +200,7 @@ def test_the_example_of_segmentation_explains_every_key_and_can_be_built() -> No
     from models.tasks.augmentation import TRANSFORMS
     from models.tasks.networks import SEGMENTERS
 
-    path = ROOT / "configs/study-segmentation.toml"
+    path = ROOT / "configs/segmentation.toml"
     text = path.read_text()
     assert {
         key for key in Segmentation.model_fields if not re.search(rf"^(# )?\[*([a-z]+\.)?{key}\b", text, re.M)

@@ -44,7 +44,7 @@ def test_a_phantom_is_ready_for_a_study_and_says_how_much_it_takes(look: Look, m
     findings = look(make_plan())
     assert [finding for finding in findings.values() if not finding.ok] == []
     batch = findings["a batch through the network"].found
-    assert batch.startswith("8 images in ")
+    assert batch.startswith("8 cases in ")
     parameters = int(batch.split("; ")[1].split()[0].replace(",", ""))
     assert 1_000 < parameters < 10_000
     assert "per update" in batch

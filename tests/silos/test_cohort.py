@@ -391,5 +391,5 @@ def test_no_patient_id_stands_in_the_cohort(data: MakeData) -> None:
     text = repr(found.cases.to_dict("records")) + repr(found.left_out)
     for name in names:
         assert name not in text
-    assert list(found.cases.columns) == ["path", "size", "mtime_ns", "target", "patient", "held_out"]
+    assert list(found.cases.columns) == ["path", "name", "stamp", "target", "classes", "patient", "held_out"]
     assert found.cases["patient"].str.fullmatch("[0-9a-f]{64}").all()

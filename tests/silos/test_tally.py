@@ -81,9 +81,7 @@ def test_patients_are_counted_once_in_each_cell() -> None:
     cases = pd.DataFrame(
         {
             "path": list("abcd"),
-            "size": 1,
-            "mtime_ns": 1,
-            "target": [0, 1, 1, 1],
+            "classes": [frozenset({0}), frozenset({1}), frozenset({1}), frozenset({1})],
             "patient": ["p", "p", "q", "q"],
             "held_out": [False, False, True, True],
         }

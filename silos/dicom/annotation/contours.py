@@ -46,12 +46,18 @@ def paint_contours(
         for contour in roi.get("ContourSequence") or ():
             if contour.ContourGeometricType not in CLOSED:
                 raise UnfitAnnotation(Unfit.OPEN)
-            points = np.array([float(each) for each in contour.ContourData]).reshape(-1, 3)
-            voxels = points @ to_voxels[:3, :3].T + to_voxels[:3, 3]
+            voxels = _points(contour) @ to_voxels[:3, :3].T + to_voxels[:3, 3]
             polygons.setdefault(_slice(contour, voxels, stack), []).append(voxels[:, :2])
         for slice_, several in polygons.items():
             inside = fill(several, stack.shape[:2])
             mask[inside, slice_] = np.maximum(mask[inside, slice_], np.uint8(wanted[number]))
+
+
+def _points(contour: Dataset) -> Floats:
+    """The points of a contour, (n, 3) mm, LPS."""
+    written = contour.get_item("ContourData").value  # pydicom's own numbers would take most of the time
+    words = written.rstrip(b"\0 ").split(b"\\") if isinstance(written, bytes) else written
+    return np.array(words, dtype=np.float64).reshape(-1, 3)
 
 
 def _slice(contour: Dataset, voxels: Floats, stack: Stack) -> int:
@@ -78,7 +84,7 @@ def fill(polygons: Sequence[Floats], shape: tuple[int, int]) -> NDArray[np.bool_
     Returns:
         Array of that shape; a point with an odd number of edges before it is inside.
     """
-    toggles = np.zeros((shape[0] + 1, shape[1]), np.int64)
+    toggles = np.zeros((shape[0] + 1, shape[1]), np.bool_)
     for polygon in polygons:
         start, end = polygon, np.roll(polygon, -1, axis=0)
         low, high = np.sort([start[:, 1], end[:, 1]], axis=0)
@@ -88,5 +94,6 @@ def fill(polygons: Sequence[Floats], shape: tuple[int, int]) -> NDArray[np.bool_
         line = np.concatenate([np.arange(a, b) for a, b in zip(first, last, strict=True)])
         part = (line - start[edge, 1]) / (end[edge, 1] - start[edge, 1])
         crossing = start[edge, 0] + part * (end[edge, 0] - start[edge, 0])
-        np.add.at(toggles, (np.clip(np.ceil(crossing), 0, shape[0]).astype(np.int64), line), 1)
-    return (np.cumsum(toggles, axis=0)[:-1] % 2).astype(np.bool_)
+        np.logical_xor.at(toggles, (np.clip(np.ceil(crossing), 0, shape[0]).astype(np.int64), line), True)
+    inside: NDArray[np.bool_] = np.logical_xor.accumulate(toggles, axis=0)[:-1]
+    return inside

@@ -22,7 +22,12 @@ OTHERS = "*"  # the word for every segment that no other word names
 
 
 def read_mask(
-    annotations: Sequence[Annotation], stack: Stack, root: Path, words: Mapping[str, str], classes: Sequence[str]
+    annotations: Sequence[Annotation],
+    stack: Stack,
+    root: Path,
+    words: Mapping[str, str],
+    classes: Sequence[str],
+    fraction: float = 0.5,
 ) -> NDArray[np.uint8]:
     """The classes of a stack's voxels.
 
@@ -36,6 +41,7 @@ def read_mask(
         words: The hospital's names or codes (`SCT:4147007`) of segments -> the study's class, or "" to leave such
             segments out; `*` stands for all that are not named.
         classes: The study's classes, the background first.
+        fraction: Of its maximum, from which a pixel of a fractional segmentation counts as drawn.
 
     Returns:
         Array (columns, rows, slices) uint8, index of the class.
@@ -52,9 +58,11 @@ def read_mask(
         if not painted.isdisjoint(wanted.values()):
             raise UnfitAnnotation(Unfit.TWICE)
         painted |= set(wanted.values())
-        paint = paint_contours if annotation.kind == "RTSTRUCT" else paint_segmentation
         with _open(root / annotation.path) as dataset:
-            paint(dataset, annotation, wanted, stack, mask)
+            if annotation.kind == "RTSTRUCT":
+                paint_contours(dataset, annotation, wanted, stack, mask)
+            else:
+                paint_segmentation(dataset, wanted, stack, mask, fraction)
     return mask
 
 
@@ -75,7 +83,8 @@ def classes_of(segments: Sequence[Segment], words: Mapping[str, str], classes: S
     for key, name in words.items():
         if name and name not in classes:
             raise ConfigError(
-                f"data.segments.words.{key}: {name!r} is no class of the study; its classes are {', '.join(classes)}",
+                f"data.annotations.words.{key}: {name!r} is no class of the study; "
+                f"its classes are {', '.join(classes)}",
                 'use one of the study\'s classes, or "" to leave these segments out',
             )
     found = {}
@@ -84,7 +93,7 @@ def classes_of(segments: Sequence[Segment], words: Mapping[str, str], classes: S
         if word is None:
             codes = f" ({', '.join(segment.codes)})" if segment.codes else ""
             raise ConfigError(
-                f"data.segments.words: an annotation has a segment {segment.name!r}{codes}; "
+                f"data.annotations.words: an annotation has a segment {segment.name!r}{codes}; "
                 f"known words are {', '.join(words)}",
                 f'add {segment.name!r} or its code; "" leaves such segments out, and "*" stands for all others',
             )

@@ -3,7 +3,7 @@
 Each frame is put where it says that it lies, in any order; frames that were left out as empty stay empty. Its
 pixels must be the stack's voxels: flipped, turned and cropped masks are put right, a mask of another resolution
 is refused. A frame that names the one image it was drawn on must also lie there. Of a fractional segmentation,
-what is at least `FRACTION` of its maximum is in.
+what is at least a given fraction of its maximum is in.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,6 @@ from highdicom.seg import Segmentation, SegmentationTypeValues
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from silos.dicom.annotation.reference import Annotation
 from silos.dicom.annotation.unfit import Unfit, UnfitAnnotation
 from silos.dicom.decode import MAX_PIXELS, PLUGINS, check_code
 from silos.dicom.frames import frame_texts
@@ -22,21 +21,20 @@ from silos.dicom.geometry import Misfit, Plane, read_plane
 from silos.dicom.header import Flaw, Reason
 from silos.dicom.series import Stack
 
-FRACTION = 0.5
 OFF = 0.25  # of a voxel, by which a mask may lie beside the stack's voxels
 
 
 def paint_segmentation(
-    dataset: Dataset, annotation: Annotation, wanted: Mapping[int, int], stack: Stack, mask: NDArray[np.uint8]
+    dataset: Dataset, wanted: Mapping[int, int], stack: Stack, mask: NDArray[np.uint8], fraction: float
 ) -> None:
     """Paint the wanted segments into a mask; a larger class stays over a smaller one.
 
     Args:
         dataset: The whole file.
-        annotation: Its header.
         wanted: Segment number -> index of the class.
         stack: The stack that it was drawn on.
         mask: (columns, rows, slices), painted in place.
+        fraction: Above 0, at most 1.
 
     Raises:
         UnfitAnnotation: `OTHER_GRID` or `CONTRADICTION`.
@@ -66,7 +64,7 @@ def paint_segmentation(
             if kind == SegmentationTypeValues.LABELMAP:
                 inside = pixels == number
             elif kind == SegmentationTypeValues.FRACTIONAL:
-                inside = pixels >= FRACTION * int(dataset.MaximumFractionalValue)
+                inside = pixels >= fraction * int(dataset.MaximumFractionalValue)
             else:
                 inside = pixels != 0
             where = tuple(_voxels(inside, plane, source, stack))

@@ -263,6 +263,13 @@ def test_arrays_where_none_may_come_are_refused(hub: Party, north: Party) -> Non
         north.channel.verify(hub.say(Kind.ORDER, VECTOR), None)
 
 
+def test_a_digest_that_the_sender_gave_is_checked_by_who_receives_it(hub: Party, north: Party) -> None:
+    known = vector_digest(SPEC.digest, VECTOR)
+    north.hear(hub.say(Kind.ORDER, VECTOR, payload=known))
+    with pytest.raises(DigestMismatch):
+        north.hear(hub.say(Kind.ORDER, VECTOR, payload="ab" * 32))
+
+
 def test_arrays_of_another_layout_are_refused(hub: Party, north: Party) -> None:
     with pytest.raises(DigestMismatch):
         north.channel.verify(hub.say(Kind.ORDER, VECTOR), Spec.of({"all": (6,)}).digest)

@@ -7,8 +7,8 @@ Every call of the system that touches the disk is struck once, each in a process
 LEDGER, or from nothing, in a folder of its own below FOLDER. Printed is one JSON object for each of them, and one
 for a process that was left alone.
 
-What a writer says, a line each: `kept N` (N lines are promised), `stored NAME`, `failed CODE` (an error of the
-toolkit), `refused` (whatever is asked after the error), `done`.
+What a writer says, a line each: `kept N` (N lines are promised), `stored NAME`, `parted`, `failed CODE` (an error of
+the toolkit), `refused` (whatever is asked after the error), `done`.
 """
 
 import contextlib
@@ -31,6 +31,7 @@ from models.errors import IntramuralError
 from models.ledger import Entry, Event, Ledger, Signer
 
 NORTH = Signer.from_seed("north", bytes(range(32)))
+STUDY = "ab" * 32
 MANIFEST = b'{"tensors":[]}'
 CALLS = ("open", "mkdir", "write", "fdatasync", "fsync", "rename", "ftruncate")
 LEFT = "left"
@@ -41,11 +42,11 @@ Say = Callable[[str], None]
 
 def entry(number: int) -> Entry:
     """The entry of the n-th line, from 0."""
-    return Entry(Event.UPDATE_OFFERED, {"number": number}, study="ab" * 32, round=number)
+    return Entry(Event.UPDATE_OFFERED, {"number": number}, study=STUDY, round=number)
 
 
 def write(folder: Path, say: Say) -> None:
-    """Make or open a ledger, keep a list beside it, append one line, then two."""
+    """Make or open a ledger, keep a list beside it, append one line, then two, keep a farewell."""
     try:
         ledger = Ledger.open(folder, NORTH) if folder.exists() else Ledger.create(folder, NORTH)
     except IntramuralError as error:
@@ -59,9 +60,12 @@ def write(folder: Path, say: Say) -> None:
             ledger.append(*map(entry, range(kept, kept + lines)))
             kept += lines
             say(f"kept {kept}")
+        ledger.part(STUDY, "south", theirs="", ours=ledger.note)
+        say("parted")
     except IntramuralError as error:
         say(f"failed {error.code}")
-        for again in (lambda: ledger.append(entry(kept)), lambda: ledger.store(b"{}")):
+        farewell = lambda: ledger.part(STUDY, "south", theirs="", ours="")  # noqa: E731 - used at once
+        for again in (lambda: ledger.append(entry(kept)), lambda: ledger.store(b"{}"), farewell):
             try:
                 again()
             except IntramuralError:

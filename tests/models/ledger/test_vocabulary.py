@@ -70,7 +70,7 @@ BODIES: dict[Event, dict[str, Any]] = {
     Event.AGGREGATED: {
         "inputs": [{"silo": "north", "xid": D, "digest": D, "weight": 2}],
         "excluded": ["south"],
-        "strategy": {"name": "fedprox", "mu": 0.1},
+        "strategy": {"name": "fedprox", "mu": 0.1, "local_norm": True},
         "base": D,
         "model": D,
     },

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from pydicom import uid
+from pydicom.data import data_manager
 
 from models.errors import DataError
 from silos.dicom import index as store
@@ -443,6 +444,24 @@ def test_an_attribute_that_is_no_text_is_refused(keyword: str, make: Make, root:
     make(root / "a")
     with pytest.raises(DataError, match=keyword):
         look(root, index, attributes=[keyword])
+
+
+def test_every_file_that_pydicom_ships_is_read_or_left_out_for_a_reason(
+    index: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(data_manager.DATA_ROOT)
+    found = look(folder, index, "CT", "MR", "US", "OT", "RTDOSE", "CR", "XA", "SEG", burned_in="allow-unmarked")
+    refused = 0
+    for path in found.instances["path"]:
+        try:
+            assert np.isfinite(read_image(folder / path)).all()
+        except UnreadableFile:
+            refused += 1
+    assert capfd.readouterr().err == ""
+    assert len(found.instances) + sum(found.left_out.values()) == found.files > 100
+    assert len(found.instances) - refused > 15
+    assert refused < 5
+    assert set(found.left_out) <= set(Reason)
 
 
 @pytest.mark.zoo

@@ -215,7 +215,7 @@ def test_structures_are_known_by_their_codes(stack: Any, hospital: Any) -> None:
 
 def test_a_structure_that_no_word_knows_is_named(stack: Any, hospital: Any) -> None:
     write(hospital, {"PTV": [contour(circle(18, 17, 5), 2)]})
-    with pytest.raises(ConfigError, match=r"data\.segments\.words: .*'PTV'; known words are GTV"):
+    with pytest.raises(ConfigError, match=r"data\.annotations\.words: .*'PTV'; known words are GTV"):
         read(hospital, {"GTV": "tumour"})
 
 

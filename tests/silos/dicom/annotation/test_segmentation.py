@@ -180,8 +180,8 @@ def test_segments_are_known_by_name_or_code_and_can_be_left_out(
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        ({"Oedema": "oedema"}, r"data\.segments\.words: .*'Core' \(SCT:86049000\); known words are Oedema"),
-        ({"Oedema": "oedema", "Core": "kernel"}, r"data\.segments\.words\.Core: 'kernel' is no class of the study"),
+        ({"Oedema": "oedema"}, r"data\.annotations\.words: .*'Core' \(SCT:86049000\); known words are Oedema"),
+        ({"Oedema": "oedema", "Core": "kernel"}, r"data\.annotations\.words\.Core: 'kernel' is no class of the study"),
     ],
 )
 def test_a_word_that_nobody_knows_is_named(

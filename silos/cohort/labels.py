@@ -1,78 +1,56 @@
-"""Which images can be trained on: scanned images joined with the hospital's own labels, by patient.
+"""The hospital's own table of labels, joined with images by what their headers say."""
 
-The hospital's table is joined by any DICOM attributes the site names; its words become the study's
-classes; patients are split so that one patient is always on one side, today and after any new
-arrival. Patients are told apart by a keyed hash that exists in memory only. Whatever is left out is
-counted with a reason.
-"""
-
-import hashlib
-import hmac
 import re
 import warnings
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 
 from models.errors import ConfigError, DataError
 from silos.config import Data, Labels
 
-NO_PATIENT = "no PatientID"
 NO_LABEL = "no label"
 NO_CLASS = "label mapped to nothing"
 CONFLICT = "conflicting labels"
 NO_IMAGE = "label without an image"
 
 
-@dataclass(frozen=True)
-class Cohort:
-    """The cases of one hospital for one study.
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """The label of each image.
 
     Attributes:
-        cases: One row per image: `path`, `size`, `mtime_ns`, `target` (int64, index of the class),
-            `patient` (keyed hash), `held_out` (bool); in the scan's order.
-        left_out: Images, or rows of the label table, that are not cases, by reason.
-        classes: The study's classes.
+        targets: Index of the class; meaningless where there is a reason.
+        reasons: Why an image has none, "" if it has.
+        unused: Rows of the table that fit no image.
     """
 
-    cases: pd.DataFrame
-    left_out: dict[str, int]
-    classes: tuple[str, ...]
-
-    def side(self, held_out: bool) -> pd.DataFrame:
-        """The cases to train on, or those held out."""
-        return self.cases[self.cases["held_out"] == held_out]
-
-    def patients(self, held_out: bool) -> int:
-        """Patients on that side."""
-        return int(self.side(held_out)["patient"].nunique())
-
-    def without(self, paths: dict[str, str]) -> "Cohort":
-        """The cohort less some files, each with its reason."""
-        kept = self.cases[~self.cases["path"].isin(list(paths))].reset_index(drop=True)
-        left_out = Counter(self.left_out) + Counter(paths.values())
-        return Cohort(kept, dict(sorted(left_out.items())), self.classes)
+    targets: pd.Series
+    reasons: pd.Series
+    unused: int
 
 
-def match(instances: pd.DataFrame, data: Data, classes: Sequence[str], left_out: dict[str, int]) -> Cohort:
-    """Join images and labels.
+def label(instances: pd.DataFrame, data: Data, classes: Sequence[str]) -> Labelled:
+    """Find each image's row of the table.
 
     Args:
-        instances: The scan's usable images, attributes as text.
+        instances: Images, attributes as text.
         data: The site's data settings.
         classes: The study's classes, in order.
-        left_out: What the scan left out; what is left out here is added.
 
     Raises:
-        ConfigError: The label table cannot be read, lacks a column, or uses an unknown word.
+        ConfigError: The site has no label table, or it cannot be read, lacks a column, or uses an unknown word.
         DataError: No label fits any image.
     """
-    labels, source = data.labels, data.labels.file
+    labels = data.labels
+    if labels is None:
+        raise ConfigError(
+            "data.labels: is missing, and the study's task needs one label for each case",
+            "say in site.toml where the hospital's labels are; configs/sites/north.toml shows how",
+        )
     table = read_labels(labels)
     targets, excluded = _targets(table[labels.value], labels, classes)
     keys = list(labels.join)
@@ -91,31 +69,10 @@ def match(instances: pd.DataFrame, data: Data, classes: Sequence[str], left_out:
     reasons[found["target"].isna().to_numpy()] = NO_LABEL
     reasons[(found["excluded"] == True).to_numpy()] = NO_CLASS  # noqa: E712 - missing rows are neither
     reasons[image_keys.isin(conflicting).to_numpy()] = CONFLICT
-    reasons[(instances["PatientID"].str.strip() == "").to_numpy()] = NO_PATIENT
     if len(instances) and not image_keys.isin(known.index).any():
-        raise DataError(_nothing_matches(source, labels, image_keys, label_keys))
-
-    used = (reasons == "").to_numpy()
-    counts = Counter(left_out) + Counter(reasons[~used])
+        raise DataError(_nothing_matches(labels.file, labels, image_keys, label_keys))
     unused = int((~label_keys.isin(set(image_keys))).sum())
-    if unused:
-        counts[NO_IMAGE] += unused
-    cases = instances.loc[used, ["path", "size", "mtime_ns"]].copy()
-    cases["target"] = found.loc[used, "target"].to_numpy().astype(np.int64)
-    hashes = {p: patient_hash(data.salt, p) for p in instances.loc[used, "PatientID"].unique()}
-    cases["patient"] = instances.loc[used, "PatientID"].map(hashes)
-    cases["held_out"] = cases["patient"].map(lambda value: is_held_out(value, data.held_out)).astype(bool)
-    return Cohort(cases.reset_index(drop=True), dict(sorted(counts.items())), tuple(classes))
-
-
-def patient_hash(salt: str, patient_id: str) -> str:
-    """HMAC-SHA256 (hex) of a PatientID under the site's salt; for this process's memory only."""
-    return hmac.new(salt.encode(), patient_id.strip().encode(), hashlib.sha256).hexdigest()
-
-
-def is_held_out(patient: str, fraction: float) -> bool:
-    """Whether a patient is held out; depends on that patient alone, so it never changes."""
-    return int(patient[:16], 16) < fraction * 2**64
+    return Labelled(pd.Series(found["target"].to_numpy(), index=instances.index), reasons, unused)
 
 
 def read_labels(labels: Labels) -> pd.DataFrame:
