@@ -1,12 +1,12 @@
 """Which strategies survive one poisoned hospital of five.
 
-    python scripts/poison.py                         every strategy under every attack; some minutes
+    python scripts/poison.py                         every strategy under every attack; four CPU minutes a seed
     python scripts/poison.py --only fedavg krum      some of them
 
 Five make-believe hospitals train through the real exchange: keys, gate, intake, ledgers. One of them is honest, or
 has its labels swapped, or sends ten times the opposite of what it learnt, or numbers drawn at random. Its key is
 valid and its updates are no longer than the plan's `max_norm`, so that intake has nothing to object to. What counts is
-the AUC of the final model on the held-out patients of the four honest hospitals, and the mean over seeds. A strategy
+the AUC of the final model on the held-out patients of the four honest hospitals. A strategy
 survives an attack if it loses less than 0.05 to its own honest run. Results: scripts/results/poison.md and .csv.
 """
 
@@ -40,9 +40,9 @@ STRATEGIES = {
     "fedavg": "",
     "fedprox": "mu = 0.01",
     "fedavgm": "server_momentum = 0.5",
-    "fedadagrad": "eta = 0.03",
-    "fedadam": "eta = 0.01",
-    "fedyogi": "eta = 0.01",
+    "fedadagrad": "eta = 0.05",
+    "fedadam": "eta = 0.03",
+    "fedyogi": "eta = 0.03",
     "qfedavg": "q = 0.1\nclient_learning_rate = 1.0",
     "fedmedian": "",
     "fedtrimmedavg": "beta = 0.2",
@@ -77,7 +77,7 @@ arguments = {{ channels = [8, 16, 32] }}
 epochs = 3
 batch_size = 16
 optimizer = "adam"
-learning_rate = 0.003
+learning_rate = 0.006
 
 [strategy]
 name = "{strategy}"
@@ -139,7 +139,7 @@ def write_sites(folder: Path, seed: int) -> tuple[list[Path], list[Path]]:
     studies = [study(strategy, attack) for strategy in STRATEGIES for attack in ATTACKS]
     sites = []
     for name in NAMES:
-        wide = {"patients": 20, "images": 4, "size": 32, "style": 0, "studies": studies}
+        wide = {"patients": 24, "images": 6, "size": 32, "style": 0, "studies": studies}
         sites.append(write_hospital(folder / name, name=name, seed=seed, **wide))  # type: ignore[arg-type]
     swapped = write_hospital(folder / "swapped", name=LIAR, seed=seed, **wide)  # type: ignore[arg-type]
     words = '{ "lesion" = "lesion", "none" = "none" }'
@@ -195,11 +195,28 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def write(folder: Path, rows: Sequence[dict[str, Any]], rounds: int, seeds: int) -> None:
+    """Write poison.csv and poison.md."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "poison.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    heading = (
+        "# One poisoned hospital of five\n\n"
+        "Written by `python scripts/poison.py`, which says what is measured: AUC of the final model at the four honest"
+        f" hospitals, make-believe patients, {rounds} rounds, {seeds} seed{'' if seeds == 1 else 's'}, max_norm"
+        f" {MAX_NORM:g}; survived is what costs less than {LOSS_OF_AUC:g}. Of one seed, differences of about 0.03 say"
+        " nothing.\n\n"
+    )
+    (folder / "poison.md").write_text(heading + table(rows))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Poison, measure, write down."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=STRATEGIES, default=list(STRATEGIES), help="default: all")
-    parser.add_argument("--seeds", type=int, default=2, help="other patients and other first weights (default: 2)")
+    parser.add_argument("--seeds", type=int, default=1, help="other patients and other first weights (default: 1)")
     parser.add_argument("--rounds", type=int, default=8, help="default: 8")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the tables")
     options = parser.parse_args(argv)
@@ -219,18 +236,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                         found = auc(strategy, attack, seed, options.rounds, folder, at)
                         rows.append({"strategy": strategy, "attack": attack, "seed": seed, "auc": round(found, 4)})
                         report("studies", len(rows), count)
-    options.results.mkdir(parents=True, exist_ok=True)
-    with (options.results / "poison.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    heading = (
-        "# One poisoned hospital of five\n\n"
-        "Written by `python scripts/poison.py`, which says what is measured: AUC of the final model at the four honest"
-        f" hospitals, make-believe patients, {options.rounds} rounds, {options.seeds} seeds, max_norm {MAX_NORM:g};"
-        f" survived is what costs less than {LOSS_OF_AUC:g}.\n\n"
-    )
-    (options.results / "poison.md").write_text(heading + table(rows))
+    write(options.results, rows, options.rounds, options.seeds)
     print(table(rows), end="")
     return OK
 
