@@ -89,7 +89,7 @@ def test_a_decoder_that_somebody_killed_is_not_the_pictures_fault(image: Path) -
 def test_decoders_that_cannot_be_started_are_not_the_pictures_fault(
     image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "path", ["/nowhere"])
+    monkeypatch.setattr(apart, "__name__", "silos.dicom.nothing")
     with pytest.raises(UnreadableFile, match="cannot be started") as caught:
         read_image(image)
     assert caught.value.reason == Reason.UNREADABLE
