@@ -21,7 +21,6 @@ import stat
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -30,9 +29,8 @@ from pydicom.datadict import dictionary_VR
 
 from models.errors import DataError
 from silos.dicom import index as store
-from silos.dicom.decode import picture_flaw
-from silos.dicom.header import Reason, UnreadableFile, read_header
-from silos.dicom.spread import spread
+from silos.dicom.header import Reason
+from silos.dicom.rows import AGAIN, File, read_rows
 
 ATTRIBUTES = (
     "SOPInstanceUID",
@@ -83,8 +81,6 @@ _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # and its multi-frame variants
 _SCREENS = {"SCREENSAVE", "SCREENSHOT", "SCREENCAPTURE", "SECONDARYCAPTURE"}
 # Modalities whose machines write names into the picture, and do not always say so.
 OFTEN_BURNED_IN = ("US", "XA", "RF", "ES", "XC", "OT")
-File = tuple[str, int, int]  # path below the root, size in bytes, time of change in ns
-_AGAIN = -1  # as a time of change: open it again at the next scan, since the trouble may pass
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,14 +208,14 @@ def walk(root: Path) -> list[File]:
             seen.add((status.st_dev, status.st_ino))
             listing = os.scandir(root / folder)
         except OSError:
-            files.append((folder, -1, _AGAIN))
+            files.append((folder, -1, AGAIN))
             continue
         with listing:
             for entry in listing:
                 try:
                     status = entry.stat()
                 except OSError:
-                    files.append((within + entry.name, -1, _AGAIN))
+                    files.append((within + entry.name, -1, AGAIN))
                     continue
                 kind = stat.S_IFMT(status.st_mode)
                 if kind == stat.S_IFREG:
@@ -258,9 +254,9 @@ def refresh(
     store.forget(database, {path for path, *_ in known} - {path for path, *_ in files})
     done, complete = len(files) - len(waiting), True
     batches = [waiting[first : first + BATCH] for first in range(0, len(waiting), BATCH)]
-    for rows in spread(partial(_rows, root, columns), batches):
+    for rows in read_rows(root, columns, batches):
         for row in rows:
-            complete &= row[2] != _AGAIN
+            complete &= row[2] != AGAIN
             done += 1
             if progress:
                 progress(done, len(files))
@@ -268,24 +264,6 @@ def refresh(
     if complete:
         store.note(database, listing)
     return len(waiting)
-
-
-def _rows(root: Path, columns: Sequence[str], files: Sequence[File]) -> list[list[str | int | None]]:
-    return [_row(root, path, (size, changed), columns) for path, size, changed in files]
-
-
-def _row(root: Path, path: str, stamp: tuple[int, int], columns: Sequence[str]) -> list[str | int | None]:
-    """What the index remembers of one file."""
-    texts: dict[str, str] = {}
-    reason: Reason | None
-    try:
-        texts = read_header(root / path, columns)
-        reason = picture_flaw(texts)
-    except UnreadableFile as error:
-        reason = error.reason
-    except OSError:
-        reason, stamp = Reason.UNREADABLE, (stamp[0], _AGAIN)
-    return [path, *stamp, reason and reason.value, *(texts.get(column, "") for column in columns)]
 
 
 def _reasons(rows: pd.DataFrame, modality: Sequence[str], burned_in: str, several_frames: bool) -> pd.Series:
