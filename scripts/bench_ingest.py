@@ -55,6 +55,7 @@ from models.console import FAILED, OK, show_table
 from models.plan import Plan
 from silos import dataset
 from silos.cohort import Cohort
+from silos.config import Data, Labels
 from silos.dicom import apart
 from silos.dicom import index as store
 from silos.dicom.decode import read_image
@@ -65,6 +66,7 @@ from silos.phantom.style import STYLES
 
 RESULTS = Path(__file__).parent / "results" / "bench_ingest.md"
 CONFIG = Path(__file__).parent.parent / "configs" / "study.toml"
+SALT = "0123456789abcdef"
 SLICES, IMAGES, SIZE, BATCH = 20_000, 128, 64, 16
 HEADER, UNCHANGED, FIRST, EPOCH, BYTES, J2K, JPEG_LS = 12, 200, 4, 20, 2, 1.1, 1.4
 """The bars: how many times less than the other side."""
@@ -212,11 +214,15 @@ def pixels(work: Path, turns: int) -> Iterator[Finding]:
     plan = Plan.load(CONFIG)
     settings = plan.task.model_copy(update={"size": (SIZE, SIZE), "percentiles": (1.0, 99.0), "window": None})
     task = tasks.task(settings)
-    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-    cases = pd.DataFrame(files, columns=["path", "size", "mtime_ns"]).assign(target=0, patient="", held_out=False)
+    cases = pd.DataFrame({"name": [path.name for path in paths]})
+    cases = cases.assign(
+        path=cases["name"], stamp="", target=0, classes=[frozenset({0})] * len(cases), patient="", held_out=False
+    )
+    labels = Labels(file=work / "none.csv", join={"PatientID": "patient"}, value="label", words={"no": "none"})
+    data = Data(root=work / "images", modality=["CT"], salt=SALT, labels=labels)
 
     def prepare(count: int, cache: Path) -> dataset.Dataset:
-        return dataset.prepare(Cohort(cases[:count], {}, ("none",)), work / "images", cache, settings, task)
+        return dataset.prepare(Cohort(cases[:count], {}, ("none",)), data, cache, settings, task)
 
     transforms = Compose(
         [
@@ -229,8 +235,8 @@ def pixels(work: Path, turns: int) -> Iterator[Finding]:
     few = [{"image": str(path)} for path in paths[:16]]
     cached = prepare(len(few), work / "few").train
     for number, item in enumerate(few):
-        image = np.asarray(cached.store[cached.rows[number]])
-        if np.abs(image - transforms(item)["image"].numpy()).max() > 1 / 131070 + 1e-5:
+        (case,) = cached.take(np.array([number]))
+        if np.abs(case.image - transforms(item)["image"].numpy()).max() > 1 / 131070 + 1e-5:
             raise SystemExit("error: the prepared images differ from MONAI's")
     folders = (work / f"first-{number}" for number in range(turns))
     ours, theirs = in_turns(

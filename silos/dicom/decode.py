@@ -202,6 +202,7 @@ def _stored_values(header: Header, data: bytes) -> NDArray[Any]:
         "pixel_representation": number(texts, "PixelRepresentation"),
         "pixel_keyword": "PixelData",
         "pixel_vr": header.vr,
+        "view_only": True,  # it is looked at once
     }
     if plugin:
         return decode_apart(syntax, data, plugin, options)
@@ -256,19 +257,21 @@ def _modality_units(stored: NDArray[Any], header: Header) -> NDArray[np.float32]
         ends = np.array([darkest, darkest + 2**bits - 1], dtype=stored.dtype)
         values = _rescale(ends, header).sum() - values
     with np.errstate(over="ignore"):
-        result = values.astype(np.float32)
+        result = values.astype(np.float32, copy=False)
     if not np.isfinite(result).all():
         raise Flaw(Reason.PIXELS, "values that are not finite")
     return result
 
 
-def _rescale(stored: NDArray[Any], header: Header) -> NDArray[np.float64]:
+def _rescale(stored: NDArray[Any], header: Header) -> NDArray[np.floating]:
     if header.dataset.get("ModalityLUTSequence"):
         return apply_modality_lut(stored, header.dataset).astype(np.float64)
     slope, intercept = float(header.texts["RescaleSlope"] or 1), float(header.texts["RescaleIntercept"] or 0)
     if slope == 0:
         raise Flaw(Reason.PIXELS, "a rescale slope of 0")
-    values = stored.astype(np.float64)
+    # Whole numbers below 2**24 are exact in float32 too, at half the work.
+    exact = slope == 1 and intercept.is_integer() and abs(intercept) < 2**20 and stored.itemsize <= 2
+    values: NDArray[np.floating] = stored.astype(np.float32 if exact else np.float64)
     with np.errstate(all="ignore"):
         values *= slope
         values += intercept

@@ -69,6 +69,17 @@ def test_rescaled_values_are_in_modality_units(make: Make, tmp_path: Path) -> No
     np.testing.assert_array_equal(read_image(path), array * np.float32(0.5) - 1024)
 
 
+@pytest.mark.parametrize("intercept", ["-1024", "0.5", "1048575", "-1048577", "16777217"])
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_units_are_as_exact_as_float32_can_tell(intercept: str, photometric: str, make: Make, tmp_path: Path) -> None:
+    array = np.random.default_rng(2).integers(0, 4096, (8, 9)).astype(np.uint16)
+    path = make(
+        tmp_path / "ct", array, RescaleSlope="1", RescaleIntercept=intercept, PhotometricInterpretation=photometric
+    )
+    expected = array.astype(float) if photometric == "MONOCHROME2" else 4095 - array.astype(float)
+    assert np.array_equal(read_image(path), (expected + float(intercept)).astype(np.float32))
+
+
 def test_a_modality_lut_is_looked_up(make: Make, tmp_path: Path) -> None:
     table = Dataset()
     table.LUTDescriptor = [4, 0, 16]
