@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -75,6 +76,7 @@ def test_a_coordinator_that_went_back_to_a_backup_is_refused_at_once_and_both_he
     play(study, hospitals, until=2)
     shutil.rmtree(study)
     shutil.copytree(backup, study)
+    time.sleep(1.1)  # in the same second, the same lines would be written again, and nothing be rewritten
     rounds = play(study, hospitals)
     assert all(item.void for item in rounds[2:])
     # The first order is the one that they know, word for word; from the next on there are two.

@@ -1,8 +1,7 @@
-"""A stack as a network sees it, its axes to the right, front and up (RAS), and the way back.
+"""A stack as a network sees it, its axes to the right, front and up (RAS).
 
     pixels, affine = upright(volume.pixels, stack)
     mask, _ = upright(mask, stack)                      # the same grid
-    put_back(mask, affine, stack)                       # (columns, rows, slices) again
 
 Axes are turned and nothing is resampled, so that every voxel keeps its value; only where the gantry was tilted the
 stack is straightened, at its own spacing.
@@ -68,36 +67,3 @@ def spacing_of(affine: Floats) -> tuple[float, float, float]:
     """How many mm lie from voxel to voxel along each axis."""
     x, y, z = np.linalg.norm(affine[:3, :3], axis=0)
     return float(x), float(y), float(z)
-
-
-def resized(affine: Floats, before: tuple[int, ...], after: tuple[int, ...]) -> Floats:
-    """The affine of an image that was stretched to another shape over the same field of view."""
-    by = np.divide(before, after)
-    scale = np.diag([*by, 1.0])
-    scale[:3, 3] = (by - 1) / 2
-    return affine @ scale
-
-
-def put_back(mask: NDArray[np.uint8], affine: Floats, stack: Stack) -> NDArray[np.uint8]:
-    """A mask on any grid, on the stack's own: each voxel takes the nearest one's class, and none beyond the edge.
-
-    Args:
-        mask: (x, y, z).
-        affine: (4, 4), from the indices of `mask` to mm in RAS.
-        stack: The stack.
-
-    Returns:
-        (columns, rows, slices).
-    """
-    to_mask = np.linalg.inv(affine) @ stack.affine
-    columns, rows, slices = stack.shape
-    found = np.zeros(stack.shape, np.uint8)
-    plane = np.stack([*np.indices((columns, rows)).reshape(2, -1), np.zeros(columns * rows), np.ones(columns * rows)])
-    for place in range(slices):
-        plane[2] = place
-        voxels = np.floor(to_mask[:3] @ plane + 0.5 + 1e-6).astype(np.int64)  # a half rounds up, everywhere
-        inside = ((voxels >= 0) & (voxels < np.array(mask.shape)[:, None])).all(0)
-        values = np.zeros(columns * rows, np.uint8)
-        values[inside] = mask[tuple(voxels[:, inside])]
-        found[:, :, place] = values.reshape(columns, rows)
-    return found

@@ -129,7 +129,8 @@ class Hospital:
     def answer(self, message: Message) -> Message:
         """Answer an order, honestly or not; or a farewell."""
         if wire.is_farewell(message.content):
-            (channel,) = self._channels.values()
+            (approved,) = [r for r in self.ledger.records if r.event == Event.STUDY_APPROVED]
+            channel = self.channel(Agreement.decode(self.ledger.manifest(approved.body["agreement"])))
             channel.part(wire.unpack_farewell(message.content))
             return Message(wire.pack_farewell(channel.farewell()), reply_to=message)
         envelope = wire.unpack(message.content)

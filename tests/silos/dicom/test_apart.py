@@ -1,6 +1,7 @@
 """A picture can take a decoder with it, and nothing else."""
 
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -89,7 +90,7 @@ def test_a_decoder_that_somebody_killed_is_not_the_pictures_fault(image: Path) -
 def test_decoders_that_cannot_be_started_are_not_the_pictures_fault(
     image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(apart, "__name__", "silos.dicom.nothing")
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
     with pytest.raises(UnreadableFile, match="cannot be started") as caught:
         read_image(image)
     assert caught.value.reason == Reason.UNREADABLE
