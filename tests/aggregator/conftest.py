@@ -129,9 +129,11 @@ class Hospital:
     def answer(self, message: Message) -> Message:
         """Answer an order, honestly or not; or a farewell."""
         if wire.is_farewell(message.content):
-            (approved,) = [r for r in self.ledger.records if r.event == Event.STUDY_APPROVED]
-            channel = self.channel(Agreement.decode(self.ledger.manifest(approved.body["agreement"])))
-            channel.part(wire.unpack_farewell(message.content))
+            evidence = wire.unpack_farewell(message.content)
+            for record in [r for r in self.ledger.records if r.event == Event.STUDY_APPROVED]:
+                self.channel(Agreement.decode(self.ledger.manifest(record.body["agreement"])))
+            (channel,) = [c for c in self._channels.values() if evidence.receipt and evidence.receipt[0] in c.sent]
+            channel.part(evidence)
             return Message(wire.pack_farewell(channel.farewell()), reply_to=message)
         envelope = wire.unpack(message.content)
         order = Order.decode(envelope.body)
