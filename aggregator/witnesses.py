@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from aggregator.audit.lines import is_receipt
 from aggregator.study import Study
 from models.exchange.witness import Testimony, needed
 from models.ledger import Checkpoint, Record, Verifier, add_cosignatures
@@ -9,7 +10,7 @@ from models.ledger import Checkpoint, Record, Verifier, add_cosignatures
 
 def testimony(study: Study) -> Testimony:
     """Who has answered in this study, and the newest heads that enough of them cosigned."""
-    answers = [record for record in study.ledger.records if _is_answer(record)]
+    answers = [record for record in study.ledger.records if is_receipt(record)]
     enrolled = study.enrolled
     roster = {record.body["statement"]["src"]: None for record in answers}
     keys = {name: Verifier.parse(enrolled[name]) for name in roster}
@@ -28,14 +29,10 @@ def testimony(study: Study) -> Testimony:
 
 def suffice(study: Study, silo: str, since: int) -> bool:
     """Whether enough hospitals, this one among them, are known to have seen the first `since` lines."""
-    answers = [record for record in study.ledger.records if _is_answer(record)]
+    answers = [record for record in study.ledger.records if is_receipt(record)]
     seen = {r.body["statement"]["src"] for r in answers if "cosignature" in r.body and r.body["seen"] >= since}
     roster = {silo, *(record.body["statement"]["src"] for record in answers)}
     return len(seen | {silo}) >= needed(roster, study.plan.min_silos)
-
-
-def _is_answer(record: Record) -> bool:
-    return "statement" in record.body and "receipt" in record.body
 
 
 def _by_head(answers: list[Record]) -> Mapping[int, dict[str, bytes]]:
