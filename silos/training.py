@@ -157,12 +157,11 @@ def _batches(count: int, batch_size: int, total: int, chance: torch.Generator) -
 
 
 def _optimizer(network: FlatNetwork, training: Training) -> torch.optim.Optimizer:
-    parameters = [p for p in network.module.parameters() if p.requires_grad]
     rate, decay = training.learning_rate, training.weight_decay
     if training.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=rate, momentum=training.momentum, weight_decay=decay)
+        return torch.optim.SGD(network.trainable, lr=rate, momentum=training.momentum, weight_decay=decay)
     kind = torch.optim.Adam if training.optimizer == "adam" else torch.optim.AdamW
-    return kind(parameters, lr=rate, weight_decay=decay)
+    return kind(network.trainable, lr=rate, weight_decay=decay)
 
 
 def _precision(device: torch.device, training: Training) -> contextlib.AbstractContextManager[object]:

@@ -3,11 +3,11 @@
 What travels between hospital and coordinator is one float32 vector. Here a network is rearranged so
 that its weights *are* that vector: every parameter and every saved floating buffer is a window on
 it. To load a model, to measure how far training moved it, or to hash it is then one operation and no
-copy; training itself is that of the plain network, to the bit.
+copy; so is an optimizer's step on `trainable`. Training is that of the plain network, to the bit.
 
     flat = FlatNetwork(task.build(seed))
     flat.load(base)
-    optimizer = torch.optim.SGD(flat.module.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(flat.trainable, lr=0.1)
     flat.zero_grad()                            # not optimizer.zero_grad(): that would drop the windows
     task.loss(flat.module(images), targets).backward()
     optimizer.step()
@@ -52,6 +52,9 @@ class FlatNetwork:
         weights: `(spec.size,)` float32; parameters and saved floating buffers.
         gradient: `(spec.size,)` float32 in the same layout; the gradients of the trainable
             parameters, and zero for all else.
+        trainable: What an optimizer steps on: the trainable parameters, each run of neighbours as one
+            tensor with its gradient. Buffers and frozen parameters are in none of them, so that neither
+            decay nor momentum moves them.
         local_spec: Names and shapes of what stays.
         local: `(local_spec.size,)` float32; what stays.
 
@@ -63,6 +66,7 @@ class FlatNetwork:
     spec: Spec
     weights: torch.Tensor
     gradient: torch.Tensor
+    trainable: tuple[torch.Tensor, ...]
     local_spec: Spec
     local: torch.Tensor
 
@@ -78,14 +82,19 @@ class FlatNetwork:
         self._gradients = torch.zeros_like(everything)
         self.weights, self.local = everything[:size], everything[size:]
         self.gradient = self._gradients[:size]
-        start = 0
+        start, runs = 0, list[slice]()
         for part in (*self.spec.tensors, *self.local_spec.tensors):
             tensor, window = state[part.name], slice(start, start + part.size)
             everything[window].copy_(tensor.detach().reshape(-1))
             tensor.data = everything[window].view(tensor.shape)
             if tensor.requires_grad:
                 tensor.grad = self._gradients[window].view(tensor.shape)
+                before = runs.pop().start if runs and runs[-1].stop == start else start
+                runs.append(slice(before, window.stop))
             start = window.stop
+        self.trainable = tuple(everything[run] for run in runs)
+        for parameters, run in zip(self.trainable, runs, strict=True):
+            parameters.grad = self._gradients[run]
         others = (tensor for name, tensor in module.state_dict().items() if name not in state)
         self._counters = [(tensor, tensor.clone()) for tensor in others]
         self._initial_local = self.local.clone()

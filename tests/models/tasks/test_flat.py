@@ -56,7 +56,7 @@ def bits(module: nn.Module) -> dict[str, bytes]:
     return {name: tensor.numpy().tobytes() for name, tensor in module.state_dict().items()}
 
 
-Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+Optimizer = Callable[[Iterable[torch.Tensor]], torch.optim.Optimizer]
 
 
 @pytest.mark.parametrize("choice", NETWORKS, ids=["group", "batch", "densenet"])
@@ -76,7 +76,7 @@ def test_training_is_that_of_the_plain_network_to_the_bit(choice: dict[str, obje
     start = flat.weights.clone()
     plain_optimizer = optimizer(plain.parameters())
     train(plain, plain_optimizer, plain_optimizer.zero_grad)
-    train(flat.module, optimizer(flat.module.parameters()), flat.zero_grad)
+    train(flat.module, optimizer(flat.trainable), flat.zero_grad)
     assert bits(flat.module) == bits(plain)
     assert not torch.equal(flat.weights, start)
 
@@ -106,6 +106,23 @@ def test_state_and_gradients_stay_views_of_the_vectors_while_training() -> None:
         assert np.shares_memory(parameter.grad.numpy(), slopes[name]), name
     flat.weights.zero_()
     assert all(not p.any() for p in flat.module.parameters())
+
+
+def test_an_optimizer_steps_on_runs_of_parameters_and_on_nothing_else() -> None:
+    plain = network()
+    plain.get_parameter("0.conv.weight").requires_grad_(False)
+    buffers = [name for name, _ in plain.named_buffers() if "running" in name]
+    flat = FlatNetwork(copy.deepcopy(plain), local=["1.adn.N.bias"])
+    for vector in (flat.weights, flat.local):
+        vector.fill_(1)
+    for parameters in flat.trainable:
+        parameters.fill_(0)
+    moved = {name for name, tensor in flat.module.state_dict().items() if not tensor.any()}
+    counters = {name for name in moved if name.endswith("num_batches_tracked")}
+    assert moved - counters == {name for name, p in plain.named_parameters() if p.requires_grad}
+    assert buffers
+    assert all(flat.module.get_buffer(name).all() for name in buffers)
+    assert len(flat.trainable) < len(moved - counters)
 
 
 def test_gradients_equal_the_plain_network_s_and_are_zero_where_there_are_none() -> None:
