@@ -161,10 +161,11 @@ class _Run:
             return
         base = functools.partial(study.load_model, position.model, digest)
         contributions = [item.contribution for item in accepted.values()]
-        combined = self.strategy.combine(round_, base, contributions, study.load_state(position))
+        state, silos = study.load_state(position), len(accepted) + len(excluded)
+        combined = self.strategy.combine(round_, base, contributions, state, silos)
         output = vector_digest(study.spec.digest, combined.model)
         study.save_model(round_, combined.model)
-        state = study.save_state(round_, combined.state)
+        remembered = study.save_state(round_, combined.state)
         body = {
             "inputs": [
                 {"silo": name, "xid": item.xid, "digest": item.digest, "weight": item.contribution.weight}
@@ -174,7 +175,7 @@ class _Run:
             "strategy": self.plan.strategy.model_dump(mode="json"),
             "base": digest,
             "model": output,
-            **({"state": state} if state else {}),
+            **({"state": remembered} if remembered else {}),
             **({} if combined.selected is None else {"selected": list(combined.selected)}),
         }
         ledger.append(Entry(Event.AGGREGATED, body, study.digest, round_))

@@ -16,6 +16,8 @@ However many silos there are, memory is that of a few models:
   the old model (momentum, the adaptive ones) get the mean as one reply, the median and the trimmed mean a reply
   of each silo. The arithmetic is Flower's, and so are its bits.
 
+SCAFFOLD is FedAvg on a model that is twice as long: before the weights travels the control variate.
+
 What a strategy remembers of earlier rounds (momentum, second moment) is given to it and taken from it each
 time, so that a run that was killed goes on as if nothing had happened.
 """
@@ -91,6 +93,7 @@ class Audited:
             own, it treats each number of a model by itself.
         weigh: Which updates the mean takes, and with what weight.
         each: Give it each silo's model for a reply, and not the mean.
+        control: The first half of a model is SCAFFOLD's control variate.
     """
 
     def __init__(
@@ -99,8 +102,9 @@ class Audited:
         weigh: Callable[[Sequence[Contribution]], Weighed] = by_examples,
         *,
         each: bool = False,
+        control: bool = False,
     ) -> None:
-        self._strategy, self._weigh, self._each = strategy, weigh, each
+        self._strategy, self._weigh, self._each, self._control = strategy, weigh, each, control
 
     def choose(self, round_: int, grid: Grid) -> list[int]:
         """Ask the strategy who takes part in a round.
@@ -117,6 +121,7 @@ class Audited:
         base: Callable[[], Vector],
         contributions: Sequence[Contribution],
         state: State | None = None,
+        silos: int | None = None,
     ) -> Combined:
         """Ask the strategy for the next model.
 
@@ -125,6 +130,7 @@ class Audited:
             base: Reads the round's model, `(n,)` float32.
             contributions: At least one; taken in order of silo name.
             state: What the round before gave to be remembered.
+            silos: How many the study has; as many as there are contributions if None.
 
         Raises:
             ConfigError: The strategy gives no model, or one with NaN or infinity.
@@ -134,6 +140,8 @@ class Audited:
             return self._asked(round_, base(), ordered, None, {})
         weighed = self._weigh(ordered)
         mean = weighted_mean(weighed.weights, (c.load() for c in weighed.contributions), weighed.total)
+        if self._control and silos:  # who did not take part did not change its own (algorithm 1, line 17)
+            mean[: mean.size // 2] *= np.float32(len(ordered) / silos)
         old = base()  # not before, or it would lie in memory beside the sum and an update
         mean += old
         if type(self._strategy).aggregate_train is FedAvg.aggregate_train:
@@ -224,4 +232,6 @@ def build(plan: Plan) -> Audited:
         return Audited(FedProx(proximal_mu=plan.strategy.mu, **everyone))
     if name in _WEIGHING:
         return Audited(FedAvg(**everyone), functools.partial(_WEIGHING[name], **own))
+    if name == "scaffold":
+        return Audited(FedAvg(**everyone), control=True)
     return Audited(_FLOWER[name](**own, **everyone), each=name in _EACH)

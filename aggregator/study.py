@@ -325,4 +325,4 @@ def _initial_model(plan: Plan) -> tuple[Spec, Vector]:
             "`intramural-silo initial STUDY.toml FILE` and create the study with --initial FILE",
         ) from error
     network = tasks.network(plan)
-    return network.spec, network.weights.numpy().copy()
+    return network.spec, network.vector.numpy().copy()

@@ -226,7 +226,7 @@ def train(plan: Plan, name: str, parts: list[Prepared], steps: int) -> Vector:
     for round_ in range(1, plan.rounds + 1):
         length = plan.training.in_round(round_).model_copy(update={"epochs": None, "steps": steps})
         training.fit(network, task, data, length, mu=0.0, seed=training.seed_for(plan.seed, name, round_))
-    return network.weights.numpy().copy()
+    return network.vector.numpy().copy()
 
 
 def work_on(job: tuple[Arm, argparse.Namespace]) -> Path:

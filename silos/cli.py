@@ -340,7 +340,7 @@ def _initial(arguments: argparse.Namespace) -> int:
     from models.plan import Plan
 
     network = tasks.network(Plan.load(arguments.study))
-    vector = network.weights.numpy()
+    vector = network.vector.numpy()
     save_vector(arguments.file, network.spec, vector)
     print(vector_digest(network.spec.digest, vector))
     return OK

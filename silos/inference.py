@@ -60,7 +60,7 @@ def network(bundle_root: str | Path, device: torch.device | str = "cpu") -> nn.M
     """
     found = agreement(bundle_root)
     flat = tasks.network(found.plan, device)
-    if flat.local_spec.size:
+    if found.plan.strategy.local_norm:
         raise ConfigError(
             "strategy.local_norm: each hospital keeps a part of this network, which no release holds",
             "run the model in a hospital that trained it",

@@ -2,7 +2,8 @@
 
 `fit` is the local solver of FedAvg (McMahan et al., AISTATS 2017) and, with mu above 0, of FedProx
 (Li et al., MLSys 2020): each step's gradient gets mu * (w - w0) added, the gradient of
-mu/2 * ||w - w0||^2. With mu = 0 nothing is added, so FedProx is then FedAvg to the bit.
+mu/2 * ||w - w0||^2. With mu = 0 nothing is added, so FedProx is then FedAvg to the bit. With SCAFFOLD (Karimireddy
+et al., ICML 2020) it gets c - c_i added, the consortium's control variate less the hospital's own.
 """
 
 import contextlib
@@ -67,7 +68,7 @@ def fit(
         on_step: Called with (steps done, steps in all).
 
     Returns:
-        The difference to the base model, `(spec.size,)` float32 on the CPU.
+        The difference to what came, `(spec.size,)` float32 on the CPU; the network's control variates are not changed.
     """
     device = network.weights.device
     base = network.weights.clone()
@@ -88,11 +89,14 @@ def fit(
             loss = task.loss(outputs.float(), targets.to(device))
             loss.backward()  # type: ignore[no-untyped-call]
             add_pull(network, base, mu)
+            add_correction(network)
             optimizer.step()
             if on_step:
                 on_step(step, total)
-    delta: Vector = (network.weights - base).cpu().numpy()
-    return delta
+    delta = network.weights - base
+    if network.control is not None:
+        delta = torch.cat([control_change(network, delta, total * training.learning_rate), delta])
+    return delta.cpu().numpy()
 
 
 def add_pull(network: FlatNetwork, base: torch.Tensor, mu: float) -> None:
@@ -105,6 +109,28 @@ def add_pull(network: FlatNetwork, base: torch.Tensor, mu: float) -> None:
     """
     if mu:
         network.gradient.add_(network.weights - base, alpha=mu)
+
+
+def add_correction(network: FlatNetwork) -> None:
+    """Add SCAFFOLD's c - c_i to the gradients of one step; nothing without control variates."""
+    if network.control is not None and network.own is not None:
+        network.gradient.add_(network.control).sub_(network.own)
+
+
+def control_change(network: FlatNetwork, delta: torch.Tensor, length: float) -> torch.Tensor:
+    """What a round changes of a hospital's own control variate (SCAFFOLD, algorithm 1, option II).
+
+    Args:
+        network: Holds c.
+        delta: `(n,)` float32, how far the round moved the weights.
+        length: Steps times learning rate.
+
+    Returns:
+        `-c - delta / length`, `(n,)` float32; zero where nothing is trained.
+    """
+    assert network.control is not None
+    assert network.mask is not None
+    return (delta / -length).sub_(network.control).mul_(network.mask)
 
 
 @torch.no_grad()

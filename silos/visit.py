@@ -109,7 +109,7 @@ def visit(
         evaluated_images=len(bench.data.held_out),
         metrics=metrics,
     )
-    return gate.release(
+    release = gate.release(
         site.policy,
         agreement,
         update,
@@ -118,6 +118,10 @@ def visit(
         secret=signer.derive(b"intramural noise v1"),
         software=software(),
     )
+    if release.vector is not None and network.own is not None:
+        # As it was told, filters included, so that the consortium's variate stays the mean of the hospitals'.
+        network.own.add_(torch.from_numpy(release.vector[: network.own.numel()]).to(network.own.device))
+    return release
 
 
 def preview(site: Site, plan: Plan, progress: Report | None = None) -> Manifest:
@@ -129,7 +133,7 @@ def preview(site: Site, plan: Plan, progress: Report | None = None) -> Manifest:
     """
     signer = load_signer(site)
     network = tasks.network(plan)
-    model = network.weights.numpy().copy()
+    model = network.vector.numpy().copy()
     initial = vector_digest(network.spec.digest, model)
     agreement = Agreement(plan=plan, coordinator_key=signer.vkey, initial=initial, spec=network.spec.digest)
     gate.require_allowed(site.policy, plan, 0)

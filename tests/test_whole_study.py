@@ -15,6 +15,7 @@ from flwr.app import Message
 
 from aggregator import LocalGrid, Outcome, Study, run
 from aggregator.audit import reconcile, verify
+from aggregator.audit.replay import replay
 from aggregator.history import History
 from aggregator.local import LocalGrid as Grid
 from models.exchange.documents import Manifest
@@ -221,6 +222,33 @@ def test_a_killed_run_resumes_to_the_digests_of_an_unbroken_one(
         assert pair.closed
     lost = [len(reconcile(folder / "ledger", Site.load(s).run.work / "ledger").pending) for s in hospitals]
     assert any(lost)  # what was on its way when the process died stands as pending, on either side
+
+
+def test_a_killed_study_with_control_variates_resumes_to_the_same_digests_and_can_be_replayed(
+    hospitals: list[Path], write_plan: Write, tmp_path: Path
+) -> None:
+    strategy, more = 'name = "scaffold"', "keep_updates = true"
+    plan, folder = write_plan(rounds=3, strategy=strategy, more=more), tmp_path / "broken"
+
+    class DyingGrid(Grid):
+        replies = 0
+
+        def pull_messages(self, message_ids):  # type: ignore[no-untyped-def]
+            for reply in super().pull_messages(message_ids):
+                DyingGrid.replies += 1
+                if DyingGrid.replies == 5:
+                    raise Killed  # in round 2, when two hospitals have written down their own variates
+                yield reply
+
+    with pytest.raises(Killed), Study.create(plan, folder) as study, DyingGrid(hospitals) as grid:
+        run(study, grid)
+    with Study.open(folder) as study, LocalGrid(hospitals) as again:
+        run(study, again)
+    finish(write_plan("trial-prox", rounds=3, strategy=strategy, more=more), tmp_path / "whole", hospitals)
+
+    assert digests(folder) == digests(tmp_path / "whole")
+    assert replay(folder).ok
+    assert len(replay(folder).models) == 3
 
 
 _unbroken: list[str] = []

@@ -209,7 +209,8 @@ def _combined(
         loss = Manifest.decode(opened.manifest(lines.statement(update).body)).metrics.get("loss") if update else None
         load, part = functools.partial(_load, path), functools.partial(load_part, path)
         contributions.append(Contribution(item["silo"], item["weight"], load, part, loss))
-    return strategy.combine(record.round or 0, lambda: base, contributions, state)
+    silos = len(contributions) + len(record.body["excluded"])
+    return strategy.combine(record.round or 0, lambda: base, contributions, state, silos)
 
 
 def _load(path: Path) -> Vector:

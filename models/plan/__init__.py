@@ -76,6 +76,13 @@ class Plan(Settings):
         return self
 
     @model_validator(mode="after")
+    def _scaffold_corrects_plain_steps(self) -> Self:
+        plain = self.training.optimizer == "sgd" and self.training.momentum == 0
+        if self.strategy.name == "scaffold" and not plain:
+            raise ValueError('training: scaffold needs optimizer = "sgd" without momentum, whose steps are gradients')
+        return self
+
+    @model_validator(mode="after")
     def _task_gives_the_metrics(self) -> Self:
         if other := [name for name in self.metrics if name not in self.task.gives]:
             raise ValueError(f"metrics: {self.task.name} gives {', '.join(sorted(self.task.gives))}, not {other[0]}")

@@ -14,8 +14,10 @@
 | `fedtrimmedavg` | the mean without the `beta` largest and smallest | the same |
 | `krum` | the mean of the `select` updates closest to others | Blanchard et al., NeurIPS 2017, arXiv 1703.02757 |
 | `qfedavg` | more weight to silos whose loss is high | Li et al., ICLR 2020, arXiv 1905.10497 |
+| `scaffold` | each silo's steps are corrected for its own drift | Karimireddy et al., ICML 2020, arXiv 1910.06378 |
 
-The names are those of Flower's strategies, and so are the parameters but Krum's two; mu = 0 is FedAvg to the bit.
+The names are those of Flower's strategies, which has no SCAFFOLD, and so are the parameters but Krum's two; mu = 0 is
+FedAvg to the bit.
 """
 
 from collections.abc import Collection, Mapping
@@ -36,6 +38,7 @@ _PARAMETERS: Mapping[str, Mapping[str, float | None]] = {
     "fedtrimmedavg": {"beta": 0.2},
     "krum": {"malicious": 1, "select": 1},
     "qfedavg": {"q": 0.1, "client_learning_rate": None},
+    "scaffold": {},
 }
 """Each strategy's parameters with their defaults; None must be given."""
 
@@ -61,6 +64,7 @@ class Strategy(Settings):
         "fedtrimmedavg",
         "krum",
         "qfedavg",
+        "scaffold",
     ] = "fedavg"
     mu: Annotated[float, Field(ge=0, le=100)] = 0.0
     # Left out where it is false: it came later than the first studies, whose digests stand.

@@ -114,7 +114,8 @@ def network(plan: Plan, device: torch.device | str = "cpu") -> FlatNetwork:
         ConfigError: The network cannot be built as the plan asks for it.
     """
     module = task(plan.task).build(plan.seed)
-    return FlatNetwork(module, device, local=norm_state(module) if plan.strategy.local_norm else ())
+    local = norm_state(module) if plan.strategy.local_norm else ()
+    return FlatNetwork(module, device, local=local, control=plan.strategy.name == "scaffold")
 
 
 __all__ = ["Case", "Task", "network", "register", "task"]

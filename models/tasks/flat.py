@@ -22,9 +22,15 @@ vector of its own, `local`: it trains with the rest, and neither `weights` nor `
     flat = FlatNetwork(module, local=norm_state(module))
     flat.load(base)                             # what travels
     flat.load_local(kept)                       # what stayed; None for the network as it was built
+
+With SCAFFOLD (Karimireddy et al., ICML 2020) a second vector of the same layout travels before the weights, the
+consortium's control variate, and the hospital's own stays with its `local` state:
+
+    flat = FlatNetwork(module, control=True)
+    flat.control - flat.own                     # what each gradient is corrected by
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +39,8 @@ from torch import nn
 
 from models.errors import SpecMismatch
 from models.exchange.spec import Spec
+
+_CONTROL, _OWN = "#", "~"
 
 
 class FlatNetwork:
@@ -45,18 +53,22 @@ class FlatNetwork:
         module: The network; all its floating state float32, no two names sharing memory.
         device: Where it is to live; it is moved there first.
         local: Names of the state that stays in the hospital.
+        control: Whether there are control variates.
 
     Attributes:
         module: The same module.
-        spec: Names and shapes of the vector's parts, sorted by name; of what travels.
-        weights: `(spec.size,)` float32; parameters and saved floating buffers.
-        gradient: `(spec.size,)` float32 in the same layout; the gradients of the trainable
-            parameters, and zero for all else.
+        spec: Names and shapes of `vector`'s parts, sorted by name.
+        vector: `(spec.size,)` float32; what travels: `control` if there is one, then `weights`.
+        weights: `(n,)` float32; parameters and saved floating buffers.
+        gradient: `(n,)` float32 in the same layout; the gradients of the trainable parameters, and zero for all else.
         trainable: What an optimizer steps on: the trainable parameters, each run of neighbours as one
             tensor with its gradient. Buffers and frozen parameters are in none of them, so that neither
             decay nor momentum moves them.
-        local_spec: Names and shapes of what stays.
+        control: `(n,)` float32, or None; zero but for the trainable parameters.
+        own: `(n,)` float32, or None; a part of `local`: this hospital's own control variate, at first zero.
+        local_spec: Names and shapes of `local`'s parts.
         local: `(local_spec.size,)` float32; what stays.
+        mask: `(n,)` float32, or None without control variates: 1 for the trainable parameters, 0 for the rest.
 
     Raises:
         SpecMismatch: State that is not float32, or tied parameters.
@@ -64,37 +76,54 @@ class FlatNetwork:
 
     module: nn.Module
     spec: Spec
+    vector: torch.Tensor
     weights: torch.Tensor
     gradient: torch.Tensor
     trainable: tuple[torch.Tensor, ...]
+    control: torch.Tensor | None
+    own: torch.Tensor | None
     local_spec: Spec
     local: torch.Tensor
+    mask: torch.Tensor | None
 
     def __init__(
-        self, module: nn.Module, device: torch.device | str = "cpu", local: Collection[str] = frozenset()
+        self,
+        module: nn.Module,
+        device: torch.device | str = "cpu",
+        local: Collection[str] = frozenset(),
+        *,
+        control: bool = False,
     ) -> None:
         self.module = module.to(device)
         state = floating_state(module)
-        self.spec = Spec.of({name: tensor.shape for name, tensor in state.items() if name not in local})
-        self.local_spec = Spec.of({name: tensor.shape for name, tensor in state.items() if name in local})
-        size = self.spec.size
-        everything = torch.zeros(size + self.local_spec.size, device=device)
-        self._gradients = torch.zeros_like(everything)
-        self.weights, self.local = everything[:size], everything[size:]
+        shared = {name: tensor.shape for name, tensor in state.items() if name not in local}
+        kept = {name: tensor.shape for name, tensor in state.items() if name in local}
+        variates = shared if control else {}
+        self.spec = Spec.of(shared | {f"{_CONTROL}{name}": shape for name, shape in variates.items()})
+        self.local_spec = Spec.of(kept | {f"{_OWN}{name}": shape for name, shape in variates.items()})
+        size, beside, travels = Spec.of(shared).size, Spec.of(variates).size, self.spec.size
+        # The prefixes sort before and after every name: control, then the network's weights and local, then own.
+        everything = torch.zeros(travels + self.local_spec.size, device=device)
+        trained = everything[beside : everything.numel() - beside]
+        self.vector, self.local = everything[:travels], everything[travels:]
+        self.weights = trained[:size]
+        self.control, self.own = (everything[:beside], everything[-beside:]) if control else (None, None)
+        self._gradients = torch.zeros_like(trained)
         self.gradient = self._gradients[:size]
         start, runs = 0, list[slice]()
-        for part in (*self.spec.tensors, *self.local_spec.tensors):
+        for part in (*Spec.of(shared).tensors, *Spec.of(kept).tensors):
             tensor, window = state[part.name], slice(start, start + part.size)
-            everything[window].copy_(tensor.detach().reshape(-1))
-            tensor.data = everything[window].view(tensor.shape)
+            trained[window].copy_(tensor.detach().reshape(-1))
+            tensor.data = trained[window].view(tensor.shape)
             if tensor.requires_grad:
                 tensor.grad = self._gradients[window].view(tensor.shape)
                 before = runs.pop().start if runs and runs[-1].stop == start else start
                 runs.append(slice(before, window.stop))
             start = window.stop
-        self.trainable = tuple(everything[run] for run in runs)
+        self.trainable = tuple(trained[run] for run in runs)
         for parameters, run in zip(self.trainable, runs, strict=True):
             parameters.grad = self._gradients[run]
+        self.mask = _ones(runs, size, device) if control else None
         others = (tensor for name, tensor in module.state_dict().items() if name not in state)
         self._counters = [(tensor, tensor.clone()) for tensor in others]
         self._initial_local = self.local.clone()
@@ -108,7 +137,7 @@ class FlatNetwork:
         Raises:
             SpecMismatch: Another length, dimension or dtype.
         """
-        self.weights.copy_(_fitting(vector, self.spec.size))
+        self.vector.copy_(_fitting(vector, self.spec.size))
         for counter, initial in self._counters:
             counter.copy_(initial)
 
@@ -126,6 +155,14 @@ class FlatNetwork:
     def zero_grad(self) -> None:
         """Set every gradient to zero, in one operation."""
         self._gradients.zero_()
+
+
+def _ones(runs: Sequence[slice], size: int, device: torch.device | str) -> torch.Tensor:
+    """1 in the runs, 0 elsewhere; what of the runs lies beyond the size counts nowhere."""
+    mask = torch.zeros(size, device=device)
+    for run in runs:
+        mask[run] = 1
+    return mask
 
 
 def _fitting(vector: torch.Tensor | npt.NDArray[np.float32], size: int) -> torch.Tensor:

@@ -53,6 +53,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "fedtrimmedavg": {"beta": 0.25},
     "krum": {"malicious": 1},
     "qfedavg": {"q": 0.5, "client_learning_rate": 0.1},
+    "scaffold": {},
 }
 REMEMBER = {"fedavgm", "fedadagrad", "fedadam", "fedyogi"}
 
