@@ -32,6 +32,7 @@ class Round:
         nbytes: Bytes of documents and arrays that silos shared in the round.
         metrics: Each silo's metrics of this round's model.
         examples: Middle of each silo's band of evaluated images.
+        work: Share of its planned work that each silo did, in a study that takes partial work.
     """
 
     number: int
@@ -42,6 +43,7 @@ class Round:
     nbytes: int = 0
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     examples: dict[str, float] = field(default_factory=dict)
+    work: dict[str, float] = field(default_factory=dict)
 
     def mean(self, metric: str) -> float | None:
         """Mean of a metric over the silos, weighted by evaluated images; None if no silo gave it."""
@@ -61,6 +63,7 @@ class Round:
             "accepted": self.accepted,
             "refused": self.refused,
             "bytes": self.nbytes,
+            **({"work": self.work} if self.work else {}),
             "metrics": self.metrics,
             "mean": {name: self.mean(name) for name in names},
         }
@@ -92,7 +95,6 @@ def read_history(records: Sequence[Record], plan: Plan) -> History:
     current = Round(0, "")
     rounds = [current]
     coming = Round(1, "")
-    final = False
     for record in records:
         body = record.body
         if record.event == Event.STUDY_CREATED:
@@ -101,7 +103,6 @@ def read_history(records: Sequence[Record], plan: Plan) -> History:
             if "metrics" in body:
                 silo = body["statement"]["src"]
                 current.metrics[silo], current.examples[silo] = body["metrics"], body["evaluated"]
-            final = final or record.event == Event.REPORT_RECEIVED
         elif record.event in (Event.AGGREGATED, Event.ROUND_VOID):
             coming.model, coming.void = body["model"], record.event == Event.ROUND_VOID
             coming.accepted = [] if coming.void else [item["silo"] for item in body["inputs"]]
@@ -109,8 +110,10 @@ def read_history(records: Sequence[Record], plan: Plan) -> History:
                 coming.refused.pop(silo, None)
             current, coming = coming, Round(coming.number + 1, "")
             rounds.append(current)
-        if final or record.round is None or record.round != coming.number:
+        if record.round is None or record.round != coming.number:
             continue
+        if "work" in body:
+            coming.work[body["statement"]["src"]] = body["work"]
         if record.event in _REPLIES:
             coming.nbytes += body.get("statement", {}).get("nbytes", 0)
         if record.event in _REFUSALS:
@@ -140,7 +143,7 @@ def write_metrics(path: Path, history: History) -> None:
 
 
 _REFUSALS = {Event.REFUSAL_RECEIVED, Event.REPLY_REJECTED, Event.SILO_SILENT}
-_REPLIES = {Event.UPDATE_RECEIVED, Event.REFUSAL_RECEIVED, Event.REPLY_REJECTED}
+_REPLIES = {Event.UPDATE_RECEIVED, Event.REPORT_RECEIVED, Event.REFUSAL_RECEIVED, Event.REPLY_REJECTED}
 
 
 def _silo(body: Mapping[str, Any]) -> str:

@@ -124,6 +124,8 @@ def _check_update(manifest: Manifest, vector: Vector | None, payload: str | None
     length = norm(vector)
     if length > plan.max_norm:
         raise TooLarge(f"a norm of {length:.3g} is above max_norm = {plan.max_norm}", detail="norm")
+    if (manifest.work is None) != (plan.stragglers == "drop"):
+        raise Malformed("tells of partial work in a study that takes none, or does not in one that does", detail="work")
     if manifest.examples is None:
         raise BadWeight("the update names no number of examples", detail="missing")
     _check_examples(manifest.examples, _UNITS[plan.weights])

@@ -9,13 +9,14 @@ round is void and the old model stands.
 import functools
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from aggregator import strategy
 from aggregator.grid import StudyGrid
 from aggregator.history import History, read_history, write_metrics
+from aggregator.sampling import drawn
 from aggregator.strategy import Audited
 from aggregator.study import Position, Study
 from aggregator.visits import POLL, Visit, part
@@ -88,7 +89,7 @@ def survey(study: Study, grid: StudyGrid) -> None:
         raise ConfigError(f"{study.folder}: the study is over", "survey the hospitals for a new study")
     run = _Run(study, grid)
     there = run.wait_for(len(run.channels), _GATHER)
-    run.visit("survey", 0, study.position, run.unheard(Event.SURVEY_RECEIVED, there))
+    run.visit(dict.fromkeys(run.unheard(Event.SURVEY_RECEIVED, there), "survey"), 0, study.position)
 
 
 class _Run:
@@ -122,8 +123,9 @@ class _Run:
             write_metrics(study.folder / "metrics.jsonl", history)
             if on_round:
                 on_round(history)
-        self.visit("evaluate", plan.rounds, position, self.unheard(Event.REPORT_RECEIVED, self.wait_for(0, 0)))
-        self.visit("close", plan.rounds, position, self.unheard(Event.CLOSING_RECEIVED, self.wait_for(0, 0)))
+        self.visit(dict.fromkeys(self.unreported(self.wait_for(0, 0)), "evaluate"), plan.rounds, position)
+        closing = self.unheard(Event.CLOSING_RECEIVED, self.wait_for(0, 0))
+        self.visit(dict.fromkeys(closing, "close"), plan.rounds, position)
         study.ledger.append(Entry(Event.STUDY_CLOSED, {"model": position.digest}, study.digest, plan.rounds))
         part(self.grid, self.channels, self.wait_for(0, 0))
 
@@ -142,18 +144,23 @@ class _Run:
         study, ledger, round_, digest = self.study, self.study.ledger, position.round + 1, position.digest
         accepted = self.accepted(round_, digest)
         there = self.wait_for(self.plan.min_silos, self.plan.deadline, accepted)
-        chosen = self.strategy.choose(round_, self.grid)
-        nodes = [node for node in chosen if node in there and self.name(node) not in accepted]
-        self.visit("train", round_, position, nodes)
+        chosen = {self.name(node): node for node in self.strategy.choose(round_, self.grid) if node in there}
+        names = drawn(self.plan.seed, round_, {*chosen, *accepted}, self.plan.silos_per_round)
+        trains = [node for name, node in chosen.items() if name in names and name not in accepted]
+        others = [node for name, node in chosen.items() if name not in names]
+        kinds: dict[int, VisitKind] = dict.fromkeys(trains, "train")
+        self.visit(kinds | dict.fromkeys(self.unreported(others), "evaluate"), round_, position)
         accepted = self.accepted(round_, digest)
-        names = {self.name(node) for node in self.channels}
-        excluded = sorted(names - set(accepted))
+        everybody = {self.name(node) for node in self.channels}
+        asked = {} if self.plan.silos_per_round is None else {"asked": names}
+        excluded = sorted((set(names) if asked else everybody) - set(accepted))
         if len(accepted) < self.plan.min_silos:
             body = {
                 "accepted": sorted(accepted),
                 "excluded": excluded,
                 "required": self.plan.min_silos,
                 "model": digest,
+                **asked,
             }
             ledger.append(Entry(Event.ROUND_VOID, body, study.digest, round_))
             log.warning("round %d is void: %d of %d required updates", round_, len(accepted), self.plan.min_silos)
@@ -177,6 +184,7 @@ class _Run:
             "model": output,
             **({"state": remembered} if remembered else {}),
             **({} if combined.selected is None else {"selected": list(combined.selected)}),
+            **asked,
         }
         ledger.append(Entry(Event.AGGREGATED, body, study.digest, round_))
         study.drop_updates(round_)
@@ -203,9 +211,19 @@ class _Run:
         heard = {r.body["statement"]["src"] for r in self.study.ledger.records if r.event == answer}
         return [node for node in nodes if self.name(node) not in heard]
 
-    def visit(self, kind: VisitKind, round_: int, position: Position, nodes: list[int]) -> None:
-        """Send an order to each node, and take in what comes back."""
-        Visit(self.study, self.grid, self.channels, kind, round_, position).make(nodes)
+    def unreported(self, nodes: list[int]) -> list[int]:
+        """Those of some hospitals that have not reported yet on the model that stands."""
+        heard = set()
+        for record in reversed(self.study.ledger.records):
+            if record.event in (Event.AGGREGATED, Event.ROUND_VOID):
+                break
+            if record.event == Event.REPORT_RECEIVED:
+                heard.add(record.body["statement"]["src"])
+        return [node for node in nodes if self.name(node) not in heard]
+
+    def visit(self, kinds: Mapping[int, VisitKind], round_: int, position: Position) -> None:
+        """Send each node the order for it, and take in what comes back."""
+        Visit(self.study, self.grid, self.channels, kinds, round_, position).make()
 
     def name(self, node: int) -> str:
         """The hospital of a node."""

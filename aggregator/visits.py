@@ -1,5 +1,8 @@
 """One visit to the hospitals of a study: an order to each, and one ledger line for whatever comes back.
 
+Not all need be asked for the same: where a study draws who trains, the others are asked to evaluate, and all are shown
+one head of the ledger, so that they are each other's witnesses however few train.
+
 A visit ends when every hospital has answered or the round's deadline has passed. Two kinds of hospital get
 their order once more: one that went away with it, as one that is started again does, when it is back; and one
 that refused because too few others were known to have seen what it saw, when enough are.
@@ -39,8 +42,9 @@ _MESSAGE_TYPE = {
     "close": MessageType.QUERY,
 }
 
+_LATE = (3, 4)  # Flower's codes for "the order, or the reply, came too late"
 _AWAY = 5  # Flower's code for "the node is gone": no answer to that order will come
-_FLOWER = {2: "app-failed", 3: "order-expired", 4: "reply-expired", _AWAY: "node-gone", 8: "executor-stopped"}
+_FLOWER = {2: "app-failed", _AWAY: "node-gone", 8: "executor-stopped"}
 """What Flower answers for a hospital that does not, by its code."""
 
 
@@ -75,7 +79,7 @@ class Visit:
         study: Open for work.
         grid: Its hospitals.
         channels: The exchange with each, by node.
-        kind: What is asked of them.
+        kinds: What is asked of whom, by node.
         round_: The study's round.
         position: Where the study is.
     """
@@ -85,30 +89,27 @@ class Visit:
         study: Study,
         grid: StudyGrid,
         channels: Mapping[int, Channel],
-        kind: VisitKind,
+        kinds: Mapping[int, VisitKind],
         round_: int,
         position: Position,
     ) -> None:
         self.study, self.grid, self.channels = study, grid, channels
-        self.kind, self.round, self.position = kind, round_, position
+        self.kinds, self.round, self.position = kinds, round_, position
         self.waiting: dict[str, tuple[int, Asked]] = {}  # by Flower's number of the message
         self.away: dict[int, tuple[Asked, float]] = {}  # since when
         self.unwitnessed: set[int] = set()
         self.returned: set[int] = set()  # asked again for that reason; nobody is asked twice for the same
         self.witnessed: set[int] = set()
 
-    def make(self, nodes: Iterable[int]) -> None:
+    def make(self) -> None:
         """Send the orders and take in what comes back.
-
-        Args:
-            nodes: Who is visited.
 
         Raises:
             LedgerError: The ledger cannot be written; nothing was sent after that.
         """
         deadline = self.study.plan.deadline
         started = time.monotonic()
-        self.send(nodes)
+        self.send(self.kinds)
         while self.waiting or self.away:
             for reply in self.grid.pull_messages(list(self.waiting)):
                 self.take(reply)
@@ -131,29 +132,39 @@ class Visit:
         study, base = self.study, self.position.digest
         array = model = None
         testimony = Testimony()
-        if self.kind in ("train", "evaluate"):
+        kinds = {self.kinds[node] for node in nodes}
+        if kinds & {"train", "evaluate"}:
             array = wire.pack_vector(study.load_model(self.position.model, base))
             model = wire.unpack_vector(array, study.spec.size)  # a view: one model is in memory, not two
             testimony = witnesses.testimony(study)
-        order = Order(
-            agreement=study.agreement,
-            round=self.round,
-            visit=self.kind,
-            base=base,
-            witnesses=testimony.roster_digest if testimony.roster else None,
-        )
+        orders = {
+            kind: Order(
+                agreement=study.agreement,
+                round=self.round,
+                visit=kind,
+                base=base,
+                witnesses=testimony.roster_digest if testimony.roster else None,
+            )
+            for kind in kinds
+        }
         spec = None if model is None else study.spec.digest
         drafts = [
             self.channels[node].draft(
-                Kind.ORDER, self.round, order, spec=spec, vector=model, payload=base, testimony=testimony
+                Kind.ORDER,
+                self.round,
+                orders[self.kinds[node]],
+                spec=spec,
+                vector=model,
+                payload=base,
+                testimony=testimony,
             )
             for node in nodes
         ]
         for node, envelope in zip(nodes, offer(drafts), strict=True):
-            asked = Asked(self.kind, self.round, self.channels[node].sent[-1], base)
+            asked = Asked(self.kinds[node], self.round, self.channels[node].sent[-1], base)
             records = wire.pack(envelope, array)
             ttl = study.plan.deadline
-            message = Message(records, node, _MESSAGE_TYPE[self.kind], group_id=str(self.round), ttl=ttl)
+            message = Message(records, node, _MESSAGE_TYPE[asked.visit], group_id=str(self.round), ttl=ttl)
             for message_id in self.grid.push_messages([message]):
                 if message_id:
                     self.waiting[message_id] = (node, asked)
@@ -196,6 +207,8 @@ class Visit:
             if reply.error.code == _AWAY and node not in self.returned:
                 log.warning("round %d: %s went away", self.round, name)
                 self.away[node] = (asked, time.monotonic())
+            elif reply.error.code in _LATE:
+                self.silent(node, asked)
             else:
                 self.reject(name, asked, _error_code(reply))
             return
@@ -216,6 +229,8 @@ class Visit:
             if envelope.vector is not None and document.examples is not None:
                 study.save_update(self.round, name, envelope.vector)
                 facts = {"base": document.base, "digest": document.digest, "weight": document.examples.weight}
+                if document.work is not None:
+                    facts["work"] = document.work
             if document.metrics and document.evaluated is not None:
                 facts |= {"metrics": document.metrics, "evaluated": document.evaluated.weight}
         elif isinstance(document, Refusal):

@@ -146,6 +146,7 @@ DETAILS = frozenset(
         "too-many",
         "unit",
         "witnesses",
+        "work",
     }
 )
 """Which check of a message failed; the closed list of words that may stand behind a code."""

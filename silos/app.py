@@ -78,11 +78,11 @@ def silo_of(context: Context) -> Silo:
     return open_silo(Path(path))
 
 
-def open_silo(path: Path, progress: Report | None = None) -> Silo:
-    """The silo of a `site.toml`, opened once per process."""
+def open_silo(path: Path, progress: Report | None = None, *, hurried: bool = True) -> Silo:
+    """The silo of a `site.toml`, opened once per process; see `Silo`."""
     path = path.resolve()
     if path not in _open:
-        _open[path] = Silo.open(path, progress)
+        _open[path] = Silo.open(path, progress, hurried=hurried)
     return _open[path]
 
 
@@ -117,5 +117,5 @@ def open_local(path: Path | str) -> LocalSilo:
         IntramuralError: The site cannot be opened.
     """
     path = Path(path).resolve()
-    verifier = open_silo(path).signer.verifier
+    verifier = open_silo(path, hurried=False).signer.verifier
     return LocalSilo(app, {SITE: str(path)}, verifier, lambda: close_silo(path))

@@ -33,6 +33,7 @@ class Update:
         delta: Difference to the base, `(spec.size,)` float32; None when nothing was trained.
         patients: Patients trained on.
         images: Images trained on.
+        work: Share of the planned steps that were done, if the study asks.
         evaluated_patients: Patients behind the metrics.
         evaluated_images: Images behind the metrics.
         metrics: Every number that was measured.
@@ -45,6 +46,7 @@ class Update:
     evaluated_patients: int
     evaluated_images: int
     metrics: Mapping[str, float]
+    work: float | None = None
 
 
 @dataclass(frozen=True)
@@ -222,6 +224,7 @@ def release(
             "tensors": _tensors(spec, vector),
             "filters": filters,
             "examples": _weight(policy, plan.weights, update),
+            "work": None if update.work is None else _tenths(update.work),
             "privacy": None if spent is None else Privacy(epsilon=round(spent, 6), delta=policy.delta),
         }
     )
@@ -292,6 +295,11 @@ def _weight(policy: Policy, weights: str, update: Update) -> Examples:
 def _count(policy: Policy, unit: str, count: int) -> Examples:
     low, high = (count, count) if policy.counts == "exact" else band(count)
     return Examples.model_validate({"unit": unit, "low": low, "high": high})
+
+
+def _tenths(share: float) -> float:
+    """A share of steps in whole tenths, rounded down; the steps themselves would tell how many images there are."""
+    return math.floor(share * 10) / 10
 
 
 def _metrics(

@@ -58,6 +58,8 @@ def released(folder: Path) -> list[Sent]:
             manifest = Manifest.decode(opened.manifest(statement.body))
             filters = ", ".join(f.name for f in manifest.filters)
             metrics = ", ".join(f"{name} {value}" for name, value in manifest.metrics.items())
+            if manifest.work is not None:
+                metrics = f"work {manifest.work:g}{', ' if metrics else ''}{metrics}"
         elif statement.kind is Kind.SURVEY:
             metrics = ", ".join(Survey.decode(opened.manifest(statement.body)).fields)
         elif statement.kind is Kind.REFUSAL:

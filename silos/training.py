@@ -54,7 +54,7 @@ def fit(
     *,
     mu: float,
     seed: int,
-    on_step: Callable[[int, int], None] | None = None,
+    on_step: Callable[[int, int], object] | None = None,
 ) -> Vector:
     """Train from the network's present weights.
 
@@ -65,7 +65,7 @@ def fit(
         training: Length, batch size and optimizer.
         mu: FedProx's pull towards the base model; 0 for none.
         seed: Decides order, augmentation and dropout.
-        on_step: Called with (steps done, steps in all).
+        on_step: Called with (steps done, steps in all); if it answers `False`, training ends here.
 
     Returns:
         The difference to what came, `(spec.size,)` float32 on the CPU; the network's control variates are not changed.
@@ -91,11 +91,11 @@ def fit(
             add_pull(network, base, mu)
             add_correction(network)
             optimizer.step()
-            if on_step:
-                on_step(step, total)
+            if on_step and on_step(step, total) is False:
+                break
     delta = network.weights - base
     if network.control is not None:
-        delta = torch.cat([control_change(network, delta, total * training.learning_rate), delta])
+        delta = torch.cat([control_change(network, delta, step * training.learning_rate), delta])
     return delta.cpu().numpy()
 
 

@@ -28,6 +28,7 @@ from silos.cohort import Cohort
 from silos.config import Site
 from silos.dataset import Dataset
 from silos.dicom.scan import Scan, scan
+from silos.pace import Pace
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ def visit(
     model: Vector | None,
     rounds_done: int,
     progress: Report | None = None,
+    pace: Pace | None = None,
 ) -> gate.Release:
     """The straight line from a model to what may leave. Sends and records nothing.
 
@@ -71,6 +73,7 @@ def visit(
         model: The base model, `(spec.size,)` float32.
         rounds_done: Rounds of this study released before.
         progress: Told how long work goes on.
+        pace: When training ends early, in a study that takes partial work.
 
     Raises:
         PolicyError: The policy forbids it.
@@ -89,7 +92,15 @@ def visit(
     network.load(model)
     asked = set(plan.metrics) & set(site.policy.metrics)  # some take longer than the training
     metrics = training.evaluate(network, bench.task, bench.data.held_out, wanted=asked)
-    delta = None
+    delta = work = None
+
+    def stepped(done: int, total: int) -> bool:
+        nonlocal work
+        work = done / total
+        if progress:
+            progress("training", done, total)
+        return pace is None or pace(done, total)
+
     if order.visit == "train":
         delta = training.fit(
             network,
@@ -98,13 +109,14 @@ def visit(
             plan.training.in_round(order.round),
             mu=plan.strategy.mu,
             seed=training.seed_for(plan.seed, site.name, order.round),
-            on_step=named(progress, "training"),
+            on_step=stepped,
         )
     update = gate.Update(
         base=order.base,
         delta=delta,
         patients=matched.patients(held_out=False),
         images=len(bench.data.train),
+        work=work if plan.stragglers == "partial" else None,
         evaluated_patients=matched.patients(held_out=True),
         evaluated_images=len(bench.data.held_out),
         metrics=metrics,

@@ -205,7 +205,8 @@ class Fact:
         said |= {f"statement.{key}": self.statement.get(key, "") for key in ("n", "body", "payload", "nbytes")}
         said |= {key: text(self.record.body.get(key)) for key in (*_SAID, "code", "silo", "evaluated")}
         said |= {
-            key: listed(self.record.body.get(key)) for key in ("metrics", "inputs", "accepted", "excluded", "files")
+            key: listed(self.record.body.get(key))
+            for key in ("metrics", "asked", "inputs", "accepted", "excluded", "files")
         }
         if self.manifest is not None:
             said |= {key: text(value) for key, value in in_short(self.manifest).items()}
@@ -264,6 +265,7 @@ def in_short(manifest: Manifest) -> dict[str, str | float | int]:
         "norm": manifest.norm,
         "filters": ", ".join(filters(manifest)) or None,
         "examples": band(manifest.examples) or None,
+        "work": manifest.work,
         "evaluated": band(manifest.evaluated) or None,
         "metrics": listed(manifest.metrics) or None,
         "withheld": ", ".join(manifest.withheld) or None,

@@ -210,6 +210,8 @@ def _told(fact: Fact) -> str:
     """Metrics, on how many images; a survey's fields; or the code of a refusal; and whether the receiver used it."""
     short = in_short(fact.manifest) if fact.manifest else {}
     said = [f"{short['metrics']} on {short.get('evaluated', 'an untold number')}"] if "metrics" in short else []
+    if "work" in short:
+        said.append(f"{short['work']:.0%} of the planned work")
     if "withheld" in short:
         said.append(f"withheld: {short['withheld']}")
     if fact.survey:

@@ -154,7 +154,8 @@ ROWS: Mapping[Event, _Row] = {
     Event.UPDATE_OFFERED: _Row(record({**_offered("update"), "base": DIGEST}), round=_ROUND),
     Event.UPDATE_RECEIVED: _Row(
         record(
-            {**_received("update"), "base": DIGEST, "digest": DIGEST, "weight": number(above=0)}, _COSIGNED | _METRICS
+            {**_received("update"), "base": DIGEST, "digest": DIGEST, "weight": number(above=0)},
+            _COSIGNED | _METRICS | {"work": number()},
         ),
         round=_ROUND,
     ),
@@ -184,12 +185,16 @@ ROWS: Mapping[Event, _Row] = {
                 "base": DIGEST,
                 "model": DIGEST,
             },
-            {"state": mapping(_WORD, DIGEST), "selected": many(NAME)},
+            {"state": mapping(_WORD, DIGEST), "selected": many(NAME), "asked": many(NAME)},
         ),
         round=_ROUND,
     ),
     Event.ROUND_VOID: _Row(
-        record({"accepted": many(NAME), "excluded": many(NAME), "required": count(1), "model": DIGEST}), round=_ROUND
+        record(
+            {"accepted": many(NAME), "excluded": many(NAME), "required": count(1), "model": DIGEST},
+            {"asked": many(NAME)},
+        ),
+        round=_ROUND,
     ),
     Event.STUDY_CLOSED: _Row(record({"model": DIGEST}), round=_ROUND),
     Event.MODEL_RELEASED: _Row(record({"model": DIGEST, "files": many(_FILE)}), round=_ROUND),

@@ -53,6 +53,8 @@ class Plan(Settings):
     rounds: Annotated[int, Field(ge=1, le=10_000)]
     min_silos: Annotated[int, Field(ge=1)] = 2  # fewer accepted updates make the round void
     deadline: Annotated[float, Field(gt=0)] = 3600.0  # seconds that a round waits for its silos
+    stragglers: Annotated[Literal["drop", "partial"], Field(exclude_if=lambda value: value == "drop")] = "drop"
+    silos_per_round: Annotated[int | None, Field(ge=1, exclude_if=lambda value: value is None)] = None  # all if absent
     weights: Literal["patients", "images", "equal"] = "images"
     metrics: Annotated[list[MetricName], Field(min_length=1)] = ["loss", "auc"]
     max_norm: Annotated[float, Field(gt=0)] = 100.0  # a longer update (L2) is refused as poisoned
@@ -80,6 +82,12 @@ class Plan(Settings):
         plain = self.training.optimizer == "sgd" and self.training.momentum == 0
         if self.strategy.name == "scaffold" and not plain:
             raise ValueError('training: scaffold needs optimizer = "sgd" without momentum, whose steps are gradients')
+        return self
+
+    @model_validator(mode="after")
+    def _enough_are_asked(self) -> Self:
+        if self.silos_per_round is not None and self.silos_per_round < self.min_silos:
+            raise ValueError(f"silos_per_round: must be at least min_silos = {self.min_silos}, or every round is void")
         return self
 
     @model_validator(mode="after")

@@ -74,7 +74,7 @@ def explain(site: Site, agreement: Agreement) -> list[Row]:
         ("task", f"{plan.task.name}: {', '.join(plan.task.classes)}"),
         ("images", f"{', '.join(plan.task.modality)}; {plan.task.extent}"),
         ("network", _call(plan.task.network.name, plan.task.network.arguments)),
-        ("rounds", f"{plan.rounds}"),
+        ("rounds", _rounds(plan)),
         ("work in each round", _work(plan)),
         ("learning", _learning(plan)),
         ("combined by", _call(plan.strategy.name, plan.strategy.model_dump(exclude={"name"}, exclude_defaults=True))),
@@ -173,10 +173,17 @@ def _call(name: str, arguments: Mapping[str, object]) -> str:
     return f"{name} ({told})" if told else name
 
 
+def _rounds(plan: Plan) -> str:
+    if plan.silos_per_round is None:
+        return f"{plan.rounds}"
+    return f"{plan.rounds}; {plan.silos_per_round} hospitals, drawn anew for each, train; the others only evaluate"
+
+
 def _work(plan: Plan) -> str:
     training = plan.training
     count, unit = (training.steps, "step") if training.epochs is None else (training.epochs, "epoch")
-    return f"{count} {unit}{'' if count == 1 else 's'}, batches of {training.batch_size}"
+    late = "; what is done of it when the time is nearly over is shared" if plan.stragglers == "partial" else ""
+    return f"{count} {unit}{'' if count == 1 else 's'}, batches of {training.batch_size}{late}"
 
 
 def _learning(plan: Plan) -> str:
@@ -200,12 +207,13 @@ def _measured(policy: Policy, plan: Plan) -> list[Row]:
     least = policy.min_patients if policy.min_evaluated is None else policy.min_evaluated
     counted = [] if plan.weights == "equal" else [f"{plan.weights} trained on"]
     counted += ["images evaluated on"] if told else []
+    done = ["the share of the work that was done, in tenths"] if plan.stragglers == "partial" else []
     how = "exactly" if policy.counts == "exact" else "as ranges"
     return [
         ("metrics told", f"{', '.join(told)}; with at least {least} held-out patients" if told else "none"),
         ("metrics withheld", ", ".join(withheld) or "none"),
         ("counts told", f"{', '.join(counted)}: {how}" if counted else "none"),
-        ("also told", "names and versions of the software"),
+        ("also told", ", ".join([*done, "names and versions of the software"])),
         ("told before training, if asked", f"{', '.join(policy.survey)}: as ranges" if policy.survey else "nothing"),
     ]
 
