@@ -3,17 +3,16 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from aggregator import writing_cli
-from aggregator.audit import Checked, Origin, as_json, check, check_model, prove, reconcile, verify
-from aggregator.audit.ledgers import ledger_folder
-from aggregator.audit.origin import PROOF
-from aggregator.audit.proofs import load
 from models.console import OK, UNVERIFIED, run_command, show_json, show_table
-from models.ledger import Verifier, read
-from models.ledger.canonical import canonical, digest
-from models.ledger.disk import create
-from models.ledger.vocabulary import json_schema
+
+if TYPE_CHECKING:
+    from aggregator.audit import Checked, Origin
+    from models.ledger import Verifier
+
+# A command imports what it needs when it runs, so that `--help` needs nothing.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,6 +73,10 @@ def _json(parser: argparse.ArgumentParser) -> None:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
+    from aggregator.audit import as_json, verify
+    from aggregator.audit.ledgers import ledger_folder
+    from models.ledger import Verifier
+
     verifier = Verifier.parse(arguments.key) if arguments.key else None
     verdicts = [verify(ledger_folder(path), verifier) for path in arguments.ledger]
     if arguments.json:
@@ -104,6 +107,9 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _reconcile(arguments: argparse.Namespace) -> int:
+    from aggregator.audit import as_json, reconcile
+    from aggregator.audit.ledgers import ledger_folder
+
     aggregator = ledger_folder(arguments.aggregator)
     found = [reconcile(aggregator, ledger_folder(path)) for path in arguments.silo]
     if arguments.json:
@@ -128,6 +134,10 @@ def _reconcile(arguments: argparse.Namespace) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> int:
+    from aggregator.audit.ledgers import ledger_folder
+    from models.ledger import read
+    from models.ledger.canonical import canonical, digest
+
     opened = read(ledger_folder(arguments.ledger))
     if arguments.json:
         show_json([record.values() for record in opened.records])
@@ -146,6 +156,10 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _prove(arguments: argparse.Namespace) -> int:
+    from aggregator.audit import prove
+    from aggregator.audit.ledgers import ledger_folder
+    from models.ledger.disk import create
+
     folder = ledger_folder(arguments.ledger)
     proof = prove(folder, arguments.study, arguments.peer, arguments.exchange, arguments.documents)
     content = proof.encode()
@@ -155,6 +169,9 @@ def _prove(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
+    from aggregator.audit import Origin, as_json
+    from models.ledger import Verifier
+
     keys = [Verifier.parse(key) for key in arguments.key]
     found = [_checked(path, keys) for path in arguments.proof]
     if arguments.json:
@@ -181,14 +198,18 @@ def _check(arguments: argparse.Namespace) -> int:
     return OK if all(item.ok for item in found) else UNVERIFIED
 
 
-def _checked(path: Path, keys: Sequence[Verifier]) -> Checked | Origin:
+def _checked(path: Path, keys: "Sequence[Verifier]") -> "Checked | Origin":
     """What a proof file shows; a folder, or the proof file in it, is a released model's."""
+    from aggregator.audit import check, check_model
+    from aggregator.audit.origin import PROOF
+    from aggregator.audit.proofs import load
+
     if path.is_dir() or path.name == PROOF:
         return check_model(path if path.is_dir() else path.parent, keys)
     return check(load(path), keys)
 
 
-def _show_origin(item: Origin) -> None:
+def _show_origin(item: "Origin") -> None:
     metrics = sorted({name for told in item.measured.values() for name in told})
     rows = [
         (
@@ -229,6 +250,8 @@ def _replay(arguments: argparse.Namespace) -> int:
 
 
 def _schema(_: argparse.Namespace) -> int:
+    from models.ledger.vocabulary import json_schema
+
     show_json(json_schema())
     return OK
 

@@ -32,6 +32,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
+    check = commands.add_parser("check", help="see whether study.toml is a plan, and what it says with all defaults")
+    check.add_argument("plan", type=Path, help="study.toml")
+    _json(check)
+    check.set_defaults(run=_check)
+
     create = commands.add_parser("create", help="make a study folder from study.toml; never overwrites")
     create.add_argument("plan", type=Path, help="study.toml")
     create.add_argument("folder", type=Path, help="a new or empty folder")
@@ -116,6 +121,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from models.plan import Plan
+
+    plan = Plan.load(arguments.plan).model_dump(mode="json")
+    if arguments.json:
+        show_json(plan)
+        return OK
+    rows = [
+        (f"{key}.{name}", item)
+        for key, value in plan.items()
+        for name, item in (value.items() if isinstance(value, dict) else [("", value)])
+    ]
+    show_table(f"{arguments.plan}: is a plan", ("key", "value"), [(key.rstrip("."), value) for key, value in rows])
+    return OK
 
 
 def _create(arguments: argparse.Namespace) -> int:

@@ -2,16 +2,9 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from aggregator.audit.ledgers import ledger_folder
 from models.console import OK, UNVERIFIED, log_service, stop_signal
 from models.errors import ConfigError
-from models.ledger import Verifier
-from models.ledger.disk import publish
-
-if TYPE_CHECKING:
-    pass
 
 # Named here, so that checking a ledger loads nothing of the exports; tests compare them.
 _FORMATS = ("cef", "dicom", "fhir", "jsonl", "parquet")
@@ -50,7 +43,9 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 
 def _export(arguments: argparse.Namespace) -> int:
+    from aggregator.audit.ledgers import ledger_folder
     from aggregator.exports import DIALECTS, RENDERS, File, Syslog, export, forward
+    from models.ledger import Verifier
 
     folder = ledger_folder(arguments.ledger)
     verifier = Verifier.parse(arguments.key) if arguments.key else None
@@ -93,7 +88,10 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
+    from aggregator.audit.ledgers import ledger_folder
     from aggregator.report import as_html, as_markdown, report
+    from models.ledger import Verifier
+    from models.ledger.disk import publish
 
     if not (arguments.out or arguments.markdown):
         raise ConfigError("--out and --markdown are missing", "give at least one file to write")

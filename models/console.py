@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -112,20 +112,24 @@ def show_json(value: Any) -> None:
 
 
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table; in a pipe it is as wide as it needs to be. Without rich it has no frame."""
+    """Print a table. In a pipe, and where rich is not installed, it has no frame and is as wide as it needs to be."""
     cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
-    try:
-        from rich.console import Console
-        from rich.markup import escape
-        from rich.table import Table
-    except ImportError:  # a stranger's machine, where nothing but the auditor's command is installed
-        print("\n".join([title, *_plain([list(columns), *cells])]))
-        return
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    if sys.stdout.isatty():
+        with suppress(ImportError):  # a stranger's machine, where nothing but the auditor's command is installed
+            _framed(title, columns, cells)
+            return
+    print("\n".join([title, *_plain([list(columns), *cells])]))
+
+
+def _framed(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
     table = Table(*columns, title=title, title_justify="left", title_style="bold")
-    for row in cells:
+    for row in rows:
         table.add_row(*map(escape, row))
-    console.print(table)
+    Console().print(table)
 
 
 def _plain(rows: Sequence[Sequence[str]]) -> Iterator[str]:

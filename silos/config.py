@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from models.exchange.survey import SurveyField
 from models.plan import MetricName, Name
 from models.settings import ByteSize, LocalPath, Settings
+from silos.keywords import keywords
 
 Keyword = Annotated[str, Field(pattern=r"^[A-Z][A-Za-z0-9]{1,63}$")]
 """A DICOM keyword such as `SOPInstanceUID`."""
@@ -28,9 +29,7 @@ class Labels(Settings):
     @field_validator("join")
     @classmethod
     def _known_keywords(cls, join: dict[str, str]) -> dict[str, str]:
-        from pydicom.datadict import tag_for_keyword
-
-        unknown = [keyword for keyword in join if tag_for_keyword(keyword) is None]
+        unknown = sorted(join.keys() - keywords())
         if unknown:
             raise ValueError(f"{unknown[0]!r} is not a DICOM keyword")
         return join

@@ -2,8 +2,13 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from models.ledger import Ledger, Signer
+from silos.config import Site
+from silos.phantom import write_hospital
 
 BLOCK = """
 import sys
@@ -48,13 +53,28 @@ def test_a_coordinator_without_torch_is_told_how_to_get_a_first_model(
     assert not (folder / "s").exists()
 
 
-@pytest.mark.parametrize("command", ["silos.cli", "aggregator.cli", "aggregator.audit_cli"])
-def test_help_imports_no_heavy_library(command: str) -> None:
+LIGHT = [
+    ("silos.cli", "--help"),
+    ("aggregator.cli", "--help"),
+    ("aggregator.audit_cli", "--help"),
+    ("aggregator.cli", "check configs/study.toml"),
+    ("silos.cli", "check SITE --only-files --study configs/study.toml"),
+    ("aggregator.audit_cli", "verify LEDGER"),
+]
+
+
+@pytest.mark.parametrize(("command", "arguments"), LIGHT)
+def test_what_asks_little_imports_no_heavy_library(command: str, arguments: str, tmp_path: Path) -> None:
+    site = write_hospital(tmp_path / "north", name="north", seed=0, patients=1, images=1, studies=["demo"])
+    with Ledger.create(tmp_path / "ledger", Signer.load(Site.load(site).key), origin="north/ledger"):
+        pass
+    places = {"SITE": str(site), "LEDGER": str(tmp_path / "ledger")}
     code = (
         f"import {command} as cli\n"
-        "try:\n    cli.main(['--help'])\nexcept SystemExit:\n    pass\n"
-        "heavy = {'torch', 'monai', 'flwr', 'pandas'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
+        f"try:\n    code = cli.main({[places.get(word, word) for word in arguments.split()]})\n"
+        "except SystemExit as done:\n    code = done.code\n"
+        "heavy = {'torch', 'monai', 'flwr', 'pandas', 'numpy', 'pydicom', 'rich'} & set(sys.modules)\n"
+        "assert code == 0 and not heavy, (code, heavy)"
     )
     done = python(code, set())
     assert done.returncode == 0, done.stderr
