@@ -65,6 +65,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     _json(describe)
     describe.set_defaults(run=_describe)
 
+    split = commands.add_parser("split", help="make hospitals of one hospital's patients, for research; copy nothing")
+    split.add_argument("site", type=Path, help="site.toml of the hospital that has them all")
+    split.add_argument("out", type=Path, help="a new or empty folder")
+    split.add_argument("--into", type=_positive, metavar="N", help="how many hospitals")
+    split.add_argument(
+        "--by",
+        default="iid",
+        metavar="WHAT",
+        help="what differs between them: iid (nothing), labels or sizes (drawn at random, see --alpha), year, or a"
+        " DICOM keyword, of which each value makes a hospital (default: iid)",
+    )
+    split.add_argument("--alpha", type=_above_zero, default=0.5, help="the smaller, the greater the difference (0.5)")
+    split.add_argument("--seed", type=int, default=0, help="the same seed makes the same hospitals (default: 0)")
+    split.add_argument("--study", type=Path, help="study.toml, whose classes and modality count")
+    _json(split)
+    split.set_defaults(run=_split)
+
     preview = commands.add_parser(
         "preview", help="train one round and print the manifest that would leave; send nothing"
     )
@@ -116,6 +133,13 @@ def _json(parser: argparse.ArgumentParser) -> None:
 def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
+        raise ValueError
+    return number
+
+
+def _above_zero(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
         raise ValueError
     return number
 
@@ -217,6 +241,41 @@ def _describe(arguments: argparse.Namespace) -> int:
         return OK
     show_table(f"{site.name}: hospital data, not to leave", ("what", "how many"), found.description.totals.items())
     print("\n".join(map(str, written)))
+    return OK
+
+
+def _split(arguments: argparse.Namespace) -> int:
+    from models.drawing import as_file
+    from models.plan import Plan
+    from silos.split import picture, split
+
+    plan = Plan.load(arguments.study) if arguments.study else None
+    options = {key: getattr(arguments, key) for key in ("by", "into", "alpha", "seed")}
+    with progress() as report:
+        parts = split(arguments.site, arguments.out, plan=plan, progress=report, **options)
+    drawing = arguments.out / "split.svg"
+    drawing.write_bytes(as_file(picture(parts)))
+    if arguments.json:
+        show_json([vars(part) for part in parts])
+        return OK
+    found = [arguments.by] if any(part.values for part in parts) else []
+    columns = ("hospital", *found, "patients", "to train on", "held out", "cases", *parts[0].classes)
+    rows = [
+        (
+            part.name,
+            *([", ".join(part.values)] if found else []),
+            part.training + part.held_out,
+            part.training,
+            part.held_out,
+            part.cases,
+            *part.classes.values(),
+        )
+        for part in parts
+    ]
+    show_table(f"hospitals: {len(parts)}", columns, rows)
+    print(drawing)
+    if few := [part.name for part in parts if part.refuses]:
+        print(f"too few patients for policy.min_patients, so will refuse: {', '.join(few)}")
     return OK
 
 

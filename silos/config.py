@@ -4,6 +4,7 @@ What may leave stands in `[policy]`. Everything there is a permission, and what 
 forbidden: an absent key refuses.
 """
 
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -52,6 +53,7 @@ class Data(Settings):
     salt: Annotated[str, Field(min_length=16)]
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.25
     burned_in: Literal["refuse", "allow-unmarked"] = "refuse"
+    patients: LocalPath | None = None  # the PatientIDs that belong to this hospital, one a line; all if absent
     labels: Labels | None = None  # of studies with one label for each case
     annotations: Annotations | None = None  # of studies with a mask for each case
 
@@ -91,6 +93,7 @@ class Run(Settings):
     """This machine."""
 
     work: LocalPath
+    cache: LocalPath | None = None  # index and prepared images, shared by sites of one data.root; `work` if absent
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Annotated[int, Field(ge=1)] = 1
     coordinator: LocalPath | None = None  # its invitation; without one, simulations only
@@ -106,3 +109,8 @@ class Site(Settings):
     data: Data
     policy: Policy
     run: Run
+
+    @property
+    def cache(self) -> Path:
+        """Folder of the index and of the prepared images."""
+        return self.run.cache or self.run.work

@@ -203,16 +203,17 @@ def scan_site(site: Site, progress: Report | None = None, plan: Plan | None = No
         plan: The study; where its cases are volumes, images of several frames are let in.
     """
     data = site.data
-    disk.make_folder(site.run.work, 0o700)
-    return scan(
+    disk.make_folder(site.cache, 0o700)
+    found = scan(
         data.root,
-        site.run.work / "index.sqlite",
+        site.cache / "index.sqlite",
         modality=data.modality,
         attributes=list(data.labels.join) if data.labels else [],
         burned_in=data.burned_in,
         several_frames=unit_of(site, plan) != "image",
         progress=named(progress, "reading headers"),
     )
+    return cohort.of_site(found, data)
 
 
 def load_cohort(site: Site, plan: Plan, progress: Report | None = None) -> Cohort:
@@ -252,7 +253,7 @@ def load_data(site: Site, plan: Plan, task: Task, progress: Report | None = None
     return dataset.prepare(
         load_cohort(site, plan, progress),
         site.data,
-        site.run.work / "cache",
+        site.cache / "cache",
         plan.task,
         task,
         named(progress, "decoding"),

@@ -15,8 +15,8 @@ from pathlib import Path
 from aggregator.audit import reconcile, verify
 from aggregator.exports.fact import Fact, band, filters, in_short, listed, text
 from aggregator.report.account import Account, Study, account
-from aggregator.report.plot import bars, lines
 from aggregator.report.views import gdpr, hipaa
+from models.drawing import bars, lines
 from models.errors import IntramuralError
 from models.ledger import Verifier, read
 from models.page import Blank, Cell, Figure, Item, Page, Section, Table, Verdict, as_html, as_markdown

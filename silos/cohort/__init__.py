@@ -10,6 +10,7 @@ is counted with a reason. Headers only: no pixel is read.
 from silos.cohort.cases import NO_PATIENT, Cohort, is_held_out, patient_hash
 from silos.cohort.images import match
 from silos.cohort.labels import CONFLICT, NO_CLASS, NO_IMAGE, NO_LABEL, read_labels
+from silos.cohort.patients import OTHER_SITE, of_site
 from silos.cohort.volumes import NO_ANNOTATION, NOT_OF_STUDY, OTHER_KIND, match_volumes
 
 __all__ = [
@@ -21,10 +22,12 @@ __all__ = [
     "NO_LABEL",
     "NO_PATIENT",
     "OTHER_KIND",
+    "OTHER_SITE",
     "Cohort",
     "is_held_out",
     "match",
     "match_volumes",
+    "of_site",
     "patient_hash",
     "read_labels",
 ]

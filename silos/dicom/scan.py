@@ -13,13 +13,14 @@ No file can stop a scan. What a hospital's own settings decide (modality, burned
 on every scan from the index, so that changing them needs no reading.
 """
 
+import fcntl
 import hashlib
 import marshal
 import os
 import sqlite3
 import stat
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -150,7 +151,7 @@ def scan(
     if not files:
         raise DataError(f"data.root: {root} holds no file", "point it at the folder with the DICOM files")
     try:
-        with closing(store.open_index(index, root, columns)) as database:
+        with _alone(index), closing(store.open_index(index, root, columns)) as database:
             opened = refresh(database, root, files, columns, progress)
             rows = store.read(database)
     except sqlite3.Error as error:
@@ -186,6 +187,22 @@ def _check(root: Path, index: Path, attributes: Sequence[str]) -> None:
             vr = "UN"
         if not _NO_TEXT.isdisjoint(vr.split(" or ")):
             raise DataError(f"data.labels.join: {keyword} is no DICOM attribute of text or numbers", "name another")
+
+
+@contextmanager
+def _alone(index: Path) -> Iterator[None]:
+    """Wait until no other scan is at work on an index: sites of one folder may share it."""
+    try:
+        index.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # A file of its own: closing one that SQLite has open too would end SQLite's locks.
+        number = os.open(f"{index}.lock", os.O_CREAT | os.O_RDWR, 0o600)
+    except OSError as error:
+        raise DataError(f"run.work: {index}: {error.strerror}", "give a folder that this user can write") from error
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(number)
 
 
 def walk(root: Path) -> list[File]:
