@@ -168,7 +168,7 @@ class _Run:
             return
         base = functools.partial(study.load_model, position.model, digest)
         contributions = [item.contribution for item in accepted.values()]
-        state, silos = study.load_state(position), len(accepted) + len(excluded)
+        state, silos = study.load_state(position), len(study.enrolled)
         combined = self.strategy.combine(round_, base, contributions, state, silos)
         output = vector_digest(study.spec.digest, combined.model)
         study.save_model(round_, combined.model)

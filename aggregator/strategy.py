@@ -130,7 +130,7 @@ class Audited:
             base: Reads the round's model, `(n,)` float32.
             contributions: At least one; taken in order of silo name.
             state: What the round before gave to be remembered.
-            silos: How many the study has; as many as there are contributions if None.
+            silos: How many were enrolled in the study; as many as there are contributions if None.
 
         Raises:
             ConfigError: The strategy gives no model, or one with NaN or infinity.

@@ -227,7 +227,7 @@ def test_a_killed_run_resumes_to_the_digests_of_an_unbroken_one(
 def test_a_killed_study_with_control_variates_resumes_to_the_same_digests_and_can_be_replayed(
     hospitals: list[Path], write_plan: Write, tmp_path: Path
 ) -> None:
-    strategy, more = 'name = "scaffold"', "keep_updates = true"
+    strategy, more = 'name = "scaffold"', "keep_updates = true\nsilos_per_round = 2"
     plan, folder = write_plan(rounds=3, strategy=strategy, more=more), tmp_path / "broken"
 
     class DyingGrid(Grid):
@@ -237,7 +237,7 @@ def test_a_killed_study_with_control_variates_resumes_to_the_same_digests_and_ca
             for reply in super().pull_messages(message_ids):
                 DyingGrid.replies += 1
                 if DyingGrid.replies == 5:
-                    raise Killed  # in round 2, when two hospitals have written down their own variates
+                    raise Killed  # in round 2, when hospitals have written down their own variates
                 yield reply
 
     with pytest.raises(Killed), Study.create(plan, folder) as study, DyingGrid(hospitals) as grid:

@@ -117,7 +117,8 @@ def replay(folder: Path | str) -> Replay:
         problems += [] if silos == sorted(silos) else ["its inputs are in another order than that of their names"]
         problems += [what for item in body["inputs"] for what in _unsigned(item, record, updates, keys, opened)]
         try:
-            combined = _combined(strategy, folder, record, spec, model, state, updates, opened)
+            enrolled = sum(r.event == Event.SILO_ENROLLED and r.seq < record.seq for r in records)
+            combined = _combined(strategy, folder, record, spec, model, state, updates, opened, enrolled)
         except (DataError, DigestMismatch) as error:
             result.problems.append(f"round {number}: {error}")
             break
@@ -195,6 +196,7 @@ def _combined(
     state: Mapping[str, Vector],
     updates: Mapping[str, Record],
     opened: Opened,
+    enrolled: int,
 ) -> "Combined":
     contributions = []
     for item in record.body["inputs"]:
@@ -209,8 +211,7 @@ def _combined(
         loss = Manifest.decode(opened.manifest(lines.statement(update).body)).metrics.get("loss") if update else None
         load, part = functools.partial(_load, path), functools.partial(load_part, path)
         contributions.append(Contribution(item["silo"], item["weight"], load, part, loss))
-    silos = len(contributions) + len(record.body["excluded"])
-    return strategy.combine(record.round or 0, lambda: base, contributions, state, silos)
+    return strategy.combine(record.round or 0, lambda: base, contributions, state, enrolled)
 
 
 def _load(path: Path) -> Vector:
