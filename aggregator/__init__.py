@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from aggregator.local import LocalGrid
+    from aggregator.ray import RayGrid
     from aggregator.rounds import Outcome, run, survey
     from aggregator.study import Study
 
-__all__ = ["LocalGrid", "Outcome", "Study", "run", "survey"]
+__all__ = ["LocalGrid", "Outcome", "RayGrid", "Study", "run", "survey"]
 
 # Loaded when asked for, so that the auditor's command needs no Flower.
 _HOMES = {
     "LocalGrid": "aggregator.local",
     "Outcome": "aggregator.rounds",
+    "RayGrid": "aggregator.ray",
     "Study": "aggregator.study",
     "run": "aggregator.rounds",
     "survey": "aggregator.rounds",

@@ -18,6 +18,7 @@ from models.console import (
 )
 
 if TYPE_CHECKING:
+    from aggregator import LocalGrid, RayGrid
     from aggregator.history import History
     from aggregator.service.home import Home
     from models.exchange.documents import Agreement
@@ -49,6 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     where = run.add_mutually_exclusive_group(required=True)
     where.add_argument("--local", type=Path, nargs="+", metavar="SITE.toml", help="with hospitals on this machine")
     where.add_argument("--service", type=Path, metavar="HOME", help="over the network, by the service of this folder")
+    run.add_argument(
+        "--engine", choices=("local", "ray"), default="local", help="of --local: this process, or a Ray cluster"
+    )
     run.add_argument("--detach", action="store_true", help="over the network: do not wait for the end")
     _json(run)
     run.set_defaults(run=_run)
@@ -168,9 +172,11 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _run_here(arguments: argparse.Namespace) -> None:
-    from aggregator import LocalGrid, Study, run
+    import aggregator
+    from aggregator import Study, run
 
-    with Study.open(arguments.study) as study, LocalGrid(arguments.local) as grid, progress() as report:
+    engine: type[LocalGrid | RayGrid] = aggregator.RayGrid if arguments.engine == "ray" else aggregator.LocalGrid
+    with Study.open(arguments.study) as study, engine(arguments.local) as grid, progress() as report:
         rounds = study.plan.rounds
         run(study, grid, lambda history: report("rounds", len(history.rounds) - 1, rounds))
 

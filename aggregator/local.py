@@ -9,7 +9,6 @@ it over. A hospital whose app raises is answered for with an error; the others g
 
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,6 +19,7 @@ from flwr.supercore.task_identity import (
 )
 
 from aggregator.grid import StudyGrid
+from aggregator.hospitals import hospital_side
 from models.errors import ConfigError
 from models.ledger import Verifier
 
@@ -45,7 +45,7 @@ class LocalGrid(StudyGrid):
         self._contexts: dict[int, Context] = {}
         self._pending: dict[str, Message] = {}
         self._roster: dict[int, Verifier] = {}
-        open_local = _hospital_side()
+        open_local = hospital_side()
         try:
             for node_id, site in enumerate(sites, start=_AGGREGATOR + 1):
                 silo = open_local(site)
@@ -114,16 +114,3 @@ class LocalGrid(StudyGrid):
         except Exception:  # one hospital's failure is not the others'
             return Message(Error(_FAILED), reply_to=message)
         return reply
-
-
-def _hospital_side() -> Any:
-    """What opens a hospital in this process, as the installed distribution names it."""
-    for entry in entry_points(group="intramural.silo", name="open"):
-        try:
-            return entry.load()
-        except ImportError as error:
-            raise ConfigError(
-                f"simulation needs the hospital's side, which lacks {error.name}",
-                "run: pip install 'intramural[silo]'",
-            ) from error
-    raise ConfigError("simulation needs the hospital's side, which is not installed", "install intramural[silo]")

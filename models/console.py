@@ -74,7 +74,11 @@ def _quiet_libraries() -> None:
     """No telemetry, no update checks, and no talk of Flower's own between ours."""
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
-    logging.getLogger("flwr").setLevel(logging.ERROR)
+    logging.getLogger("flwr").addFilter(_is_error)  # its level is set anew when it is imported
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 def log_service(*, json_lines: bool) -> None:

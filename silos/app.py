@@ -24,9 +24,12 @@ SITE = "site"  # the node_config key that holds the path of site.toml
 
 AGAIN = "again"  # the node_config key that is true when the message was begun before, by a process that was killed
 
+TURNS = "turns"  # the node_config key that is true where several processes serve the hospital in turn
+
 _ERROR = 2  # Flower's code for "the ClientApp raised"; the word behind it is ours
 
 _open: dict[Path, Silo] = {}  # one open silo per site.toml: the ledger has one writer
+_resting: dict[Path, Silo] = {}  # closed between two messages, with network and data warm
 
 app = ClientApp()
 
@@ -64,6 +67,9 @@ def _answer(message: Message, context: Context) -> Message:
         if isinstance(error, NotAppended):
             close_silo(Path(str(context.node_config[SITE])))  # its ledger must be opened again, for the next order
         return Message(Error(_ERROR, code), reply_to=message)
+    finally:
+        if context.node_config.get(TURNS) is True:
+            rest_silo(Path(str(context.node_config[SITE])))
 
 
 def silo_of(context: Context) -> Silo:
@@ -81,9 +87,21 @@ def silo_of(context: Context) -> Silo:
 def open_silo(path: Path, progress: Report | None = None, *, hurried: bool = True) -> Silo:
     """The silo of a `site.toml`, opened once per process; see `Silo`."""
     path = path.resolve()
+    if path in _resting:
+        silo = _resting.pop(path)
+        silo.wake()
+        _open[path] = silo
     if path not in _open:
         _open[path] = Silo.open(path, progress, hurried=hurried)
     return _open[path]
+
+
+def rest_silo(path: Path) -> None:
+    """Close the silo of a `site.toml`, for another process, and keep what makes it quick to open again."""
+    silo = _open.pop(path.resolve(), None)
+    if silo is not None:
+        silo.close()
+        _resting[path.resolve()] = silo
 
 
 def close_silo(path: Path) -> None:
@@ -100,12 +118,14 @@ class LocalSilo:
     Attributes:
         app: The ClientApp.
         node_config: What the hospital's node would be started with.
+        in_turns: The same where several processes serve the hospital in turn.
         verifier: The hospital's public key.
         close: Gives the hospital's ledger free for another process.
     """
 
     app: ClientApp
     node_config: dict[str, str]
+    in_turns: dict[str, str | bool]
     verifier: Verifier
     close: Callable[[], None]
 
@@ -117,5 +137,11 @@ def open_local(path: Path | str) -> LocalSilo:
         IntramuralError: The site cannot be opened.
     """
     path = Path(path).resolve()
+<<<<<<< HEAD
     verifier = open_silo(path, hurried=False).signer.verifier
     return LocalSilo(app, {SITE: str(path)}, verifier, lambda: close_silo(path))
+=======
+    verifier = open_silo(path).signer.verifier
+    config = {SITE: str(path)}
+    return LocalSilo(app, config, {**config, TURNS: True}, verifier, lambda: close_silo(path))
+>>>>>>> 65e10b1 (Simulations on a Ray cluster: run --engine ray, with the models of the local grid)

@@ -38,7 +38,7 @@ _WITH_MODEL = ("train", "evaluate")  # orders that bring one
 
 
 class Silo:
-    """One hospital, open for work; holds its ledger's lock until closed.
+    """One hospital, open for work; holds its ledger's lock until closed, and may be opened again.
 
     Args:
         site: The hospital's configuration.
@@ -57,19 +57,27 @@ class Silo:
         self._hurried = hurried
         self._progress = progress
         self._bench: Bench | None = None
-        self._channels: dict[str, Channel] = {}
         self._coordinator = invitation(site).key if site.run.coordinator else None
-        self.ledger = decisions.open_ledger(site, self.signer)
-        try:
-            self.tend()
-        except BaseException:
-            self.close()
-            raise
+        self.wake()
 
     @classmethod
     def open(cls, path: Path | str, progress: Report | None = None, *, hurried: bool = True) -> Self:
         """Open the hospital of a `site.toml`."""
         return cls(Site.load(path), progress, hurried=hurried)
+
+    def wake(self) -> None:
+        """Open the ledger, after `close` again; network and data are still warm then.
+
+        Raises:
+            LedgerError: The ledger is locked, or is not the one that was signed.
+        """
+        self._channels: dict[str, Channel] = {}
+        self.ledger = decisions.open_ledger(self.site, self.signer)
+        try:
+            self.tend()
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Give the ledger's lock back."""
