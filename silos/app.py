@@ -24,7 +24,7 @@ SITE = "site"  # the node_config key that holds the path of site.toml
 
 AGAIN = "again"  # the node_config key that is true when the message was begun before, by a process that was killed
 
-TURNS = "turns"  # the node_config key that is true where several processes serve the hospital in turn
+TURNS = "turns"  # the node_config key that is true in a simulation whose processes serve the hospital in turn
 
 _ERROR = 2  # Flower's code for "the ClientApp raised"; the word behind it is ours
 
@@ -81,7 +81,7 @@ def silo_of(context: Context) -> Silo:
     path = context.node_config.get(SITE)
     if not isinstance(path, str):
         raise ConfigError(f"node config: {SITE}: is required but missing", f'start the node with {SITE}="site.toml"')
-    return open_silo(Path(path))
+    return open_silo(Path(path), hurried=context.node_config.get(TURNS) is not True)
 
 
 def open_silo(path: Path, progress: Report | None = None, *, hurried: bool = True) -> Silo:
@@ -137,11 +137,6 @@ def open_local(path: Path | str) -> LocalSilo:
         IntramuralError: The site cannot be opened.
     """
     path = Path(path).resolve()
-<<<<<<< HEAD
     verifier = open_silo(path, hurried=False).signer.verifier
-    return LocalSilo(app, {SITE: str(path)}, verifier, lambda: close_silo(path))
-=======
-    verifier = open_silo(path).signer.verifier
     config = {SITE: str(path)}
     return LocalSilo(app, config, {**config, TURNS: True}, verifier, lambda: close_silo(path))
->>>>>>> 65e10b1 (Simulations on a Ray cluster: run --engine ray, with the models of the local grid)
