@@ -90,6 +90,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     _json(preview)
     preview.set_defaults(run=_preview)
 
+    predict = commands.add_parser("predict", help="run a released model on the hospital's images; nothing leaves")
+    predict.add_argument("site", type=Path, help="site.toml")
+    predict.add_argument("bundle", type=Path, help="the folder of a released model")
+    predict.add_argument("out", type=Path, help="the folder to make: a table, and a DICOM SEG of each series")
+    predict.add_argument("--dicom", type=Path, metavar="PATH", help="these images (default: the site's)")
+    _json(predict)
+    predict.set_defaults(run=_predict)
+
     released = commands.add_parser("released", help="list what has left this hospital, from its ledger")
     released.add_argument("site", type=Path, help="site.toml")
     _json(released)
@@ -296,6 +304,20 @@ def _preview(arguments: argparse.Namespace) -> int:
     columns = ("tensor", "shape", "bytes", "L2", "SHA-256")
     rows = [(t.name, t.shape, t.bytes, f"{t.l2:.4g}", t.sha256[:16]) for t in manifest.tensors]
     show_table("arrays", columns, rows)
+    return OK
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    from silos.predict import predict
+
+    site = _site(arguments.site)
+    with progress() as report:
+        out, found = predict(site, arguments.bundle, arguments.out, arguments.dicom, report)
+    if arguments.json:
+        show_json({"folder": str(out), "cases": len(found.dataset), "left_out": found.left_out})
+        return OK
+    show_table(f"{site.name}: not predicted", ("reason", "files"), found.left_out.items())
+    print(f"{out}: predictions of {len(found.dataset)} cases, which nobody has checked; patient data")
     return OK
 
 

@@ -13,7 +13,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -29,8 +29,9 @@ from silos.cohort import Cohort
 from silos.config import Annotations, Data
 from silos.dicom.annotation import UnfitAnnotation, read_mask
 from silos.dicom.decode import read_image
+from silos.dicom.geometry import Floats
 from silos.dicom.header import Reason, UnreadableFile
-from silos.dicom.series import read_volume
+from silos.dicom.series import Stack, read_volume
 from silos.dicom.upright import spacing_of, upright
 from silos.packed import Packed, PackedImage, pack, row_type
 
@@ -141,16 +142,35 @@ def read_case(case: Any, data: Data, classes: Sequence[str], unit: Unit) -> Case
     stack = getattr(case, "stack", None)
     if stack is None:
         return Case(read_image(data.root / case.path), label=label)
+    image, _ = read_stack(stack, data.root, unit)
+    if label is not None or data.annotations is None:
+        return replace(image, label=label)
+    words, fraction = data.annotations.words, data.annotations.fraction
+    drawn = read_mask(case.annotations, stack, data.root, words, ["background", *classes], fraction)
+    mask, _ = upright(drawn, stack, slices_last=unit == "either")
+    return replace(image, mask=mask[..., 0] if image.image.ndim == 2 else mask)
+
+
+def read_stack(stack: Stack, root: Path, unit: Unit) -> tuple[Case, Floats]:
+    """Decode a stack.
+
+    Args:
+        stack: One that `find_stacks` found.
+        root: Folder that its paths are relative to.
+        unit: What the study's cases are made of.
+
+    Returns:
+        The volume in RAS with its spacing, its slices along the last axis where the network sees single slices;
+        `(rows, columns)` of a slice without others. And the affine (4, 4) of the volume, to mm in RAS.
+
+    Raises:
+        UnreadableFile: A slice cannot be decoded.
+    """
     slices = unit == "either"
-    image, affine = upright(read_volume(stack, data.root).pixels, stack, slices_last=slices)
-    mask, spacing = None, spacing_of(affine)
-    if label is None and data.annotations is not None:
-        words, fraction = data.annotations.words, data.annotations.fraction
-        drawn = read_mask(case.annotations, stack, data.root, words, ["background", *classes], fraction)
-        mask, _ = upright(drawn, stack, slices_last=slices)
-    if slices and image.shape[2] == 1:  # a slice without others
-        return Case(image[..., 0], spacing[:2], None if mask is None else mask[..., 0], label)
-    return Case(image, spacing, mask, label)
+    image, affine = upright(read_volume(stack, root).pixels, stack, slices_last=slices)
+    spacing = spacing_of(affine)
+    alone = slices and image.shape[2] == 1
+    return (Case(image[..., 0], spacing[:2]) if alone else Case(image, spacing)), affine
 
 
 def prepare(

@@ -16,6 +16,7 @@ on with the state of its own last round; its first round starts from the network
 The files say something of this hospital's images. They never leave; only their owner can read them.
 """
 
+from functools import partial
 from pathlib import Path
 
 from models.errors import DataError
@@ -40,14 +41,33 @@ def recall(folder: Path, network: FlatNetwork, round_: int, *, train: bool) -> N
     """
     if not network.local_spec.size:
         return
-    last = _newest(folder, round_ - 1 if train else round_)
+    last = newest(folder, round_ - 1 if train else round_)
     if last is None:
         network.load_local(None)
-        return
-    spec, vector = load_vector(_path(folder, last))
+    else:
+        put_back(last, network)
+
+
+def put_back(path: Path, network: FlatNetwork) -> None:
+    """Put one kept state into a network.
+
+    Args:
+        path: Its file.
+        network: Its local part is set.
+
+    Raises:
+        DataError: It is no file of this network's layers.
+    """
+    spec, vector = load_vector(path)
     if spec != network.local_spec:
-        raise DataError(f"{_path(folder, last)}: holds other layers than the study's network", "restore the file")
+        raise DataError(f"{path}: holds other layers than the study's network", "restore the file")
     network.load_local(vector)
+
+
+def newest(folder: Path, limit: int) -> Path | None:
+    """The file of the newest state of a round up to `limit`, if there is one."""
+    last = max((round_ for round_ in _rounds(folder) if round_ <= limit), default=None)
+    return None if last is None else _path(folder, last)
 
 
 def remember(folder: Path, network: FlatNetwork, round_: int) -> None:
@@ -71,10 +91,10 @@ def remember(folder: Path, network: FlatNetwork, round_: int) -> None:
             sync_folder(folder.parent)
             sync_folder(folder.parent.parent)
         save_vector(_path(folder, round_), network.local_spec, network.local.cpu().numpy())
-        before = _newest(folder, round_ - 1)
-        for kept in _rounds(folder):
+        before = newest(folder, round_ - 1)
+        for kept in map(partial(_path, folder), _rounds(folder)):
             if before is not None and kept < before:
-                _path(folder, kept).unlink()
+                kept.unlink()
     except OSError as error:
         raise DataError(
             f"run.work: {folder} cannot be written: {error}", "free space or correct its permissions"
@@ -87,7 +107,3 @@ def _path(folder: Path, round_: int) -> Path:
 
 def _rounds(folder: Path) -> list[int]:
     return sorted(int(path.stem) for path in folder.glob(f"*{_SUFFIX}") if path.stem.isdecimal())
-
-
-def _newest(folder: Path, limit: int) -> int | None:
-    return max((round_ for round_ in _rounds(folder) if round_ <= limit), default=None)

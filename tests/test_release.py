@@ -1,5 +1,6 @@
 """A released model, from DICOM to a MONAI bundle that predicts what the study's task predicts."""
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -17,11 +18,12 @@ from aggregator.release.bundle import FORMATS, data_format
 from models import tasks
 from models.errors import ConfigError, DataError, SpecMismatch
 from models.exchange.spec import load_vector, save_vector
-from models.plan import Classification
+from models.plan import Classification, Network, TaskSettings
 from models.tasks import Case
 from models.tasks.flat import FlatNetwork
 from silos import inference
 from silos.dicom.decode import read_image
+from silos.inference.sources import Source, Sources
 from silos.phantom import write_hospital
 
 PLAN = """
@@ -103,49 +105,52 @@ def test_monais_parser_runs_the_bundle_on_a_dicom_folder_and_predicts_what_the_t
     parser["device"] = "cpu"
     found = parser.get_parsed_content("evaluator").run()
     assert len(found) == 12
-    expected = own_prediction(world, [path for path, _ in found])
-    torch.testing.assert_close(torch.stack([item for _, item in found]), expected, rtol=0, atol=0)
+    expected = own_prediction(world, [each.item.source.root / each.item.source.path for each in found])
+    torch.testing.assert_close(torch.stack([each.probabilities for each in found]), expected, rtol=0, atol=0)
     assert expected.std() > 0
     assert torch.allclose(expected.sum(1), torch.ones(12))
 
 
 def test_a_series_is_predicted_in_order_and_written_for_its_owner_alone(world: Path, tmp_path: Path) -> None:
-    workflow(world, output=str(tmp_path / "found.json"), batch_size=5).run()
-    path = tmp_path / "found.json"
-    found = json.loads(path.read_text())
-    assert path.stat().st_mode & 0o777 == 0o600
-    assert found["study"] == check_model(world / "model").study
-    images = [Path(item["image"]) for item in found["images"]]
-    predictions = torch.tensor([list(item["prediction"].values()) for item in found["images"]])
-    torch.testing.assert_close(predictions, own_prediction(world, images), rtol=0, atol=1e-6)
-    assert found["left_out"] == {}
+    workflow(world, output=str(tmp_path / "found"), batch_size=5).run()
+    table, about = tmp_path / "found" / "predictions.csv", tmp_path / "found" / "about.json"
+    assert {path.stat().st_mode & 0o777 for path in (table, about)} == {0o600}
+    said = json.loads(about.read_text())
+    assert (said["study"], said["predicted"], said["left_out"]) == (check_model(world / "model").study, 12, {})
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    predictions = torch.tensor([[float(row["none"]), float(row["lesion"])] for row in rows])
+    expected = own_prediction(world, [Path(row["path"]) for row in rows])
+    torch.testing.assert_close(predictions, expected, rtol=0, atol=2e-6)
+    assert len({row["SOPInstanceUID"] for row in rows}) == 12
+    before = table.read_bytes()
     with pytest.raises(RuntimeError) as error:  # MONAI's own word around ours
-        workflow(world, output=str(path)).run()
+        workflow(world, output=str(tmp_path / "found")).run()
     assert isinstance(error.value.__cause__, ConfigError)
-    assert json.loads(path.read_text()) == found
+    assert table.read_bytes() == before
 
 
 def test_one_file_is_enough(world: Path) -> None:
     image = next(path for path in sorted((world / "elsewhere" / "dicom").rglob("*")) if path.is_file())
-    ((path, prediction),) = workflow(world, dataset_dir=str(image)).evaluator.run()
-    assert path == image
-    torch.testing.assert_close(prediction, own_prediction(world, [image])[0], rtol=0, atol=1e-6)
+    (found,) = workflow(world, dataset_dir=str(image)).evaluator.run()
+    assert found.item.source.root / found.item.source.path == image
+    torch.testing.assert_close(found.probabilities, own_prediction(world, [image])[0], rtol=0, atol=1e-6)
+    with pytest.raises(DataError, match="no mask"):
+        found.mask()
 
 
 def test_an_image_that_cannot_be_read_is_left_out_with_its_reason(world: Path, tmp_path: Path) -> None:
-    damaged = tmp_path / "damaged"
-    damaged.write_bytes(b"no DICOM")
-    data = [*inference.images(world / "model", world / "elsewhere" / "dicom")[:2], damaged]
+    (tmp_path / "damaged").write_bytes(b"no DICOM")
     evaluator = workflow(world).evaluator
-    evaluator.dataset.data = data
-    assert [path for path, _ in evaluator.run()] == data[:2]
-    assert evaluator.left_out == {"not DICOM": 1}
+    data = [*evaluator.dataset.data.found[:2], Source(tmp_path, "damaged")]
+    evaluator.dataset.data = Sources(tuple(data), {"wrong modality": 3})
+    assert [each.item.source for each in evaluator.run()] == data[:2]
+    assert evaluator.left_out == {"not DICOM": 1, "wrong modality": 3}
 
 
 def test_a_folder_without_images_of_the_study_is_named(world: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing here")
     with pytest.raises(DataError, match="no usable image of modality MR"):
-        inference.images(world / "model", tmp_path)
+        inference.sources(world / "model", tmp_path)
     with pytest.raises(ConfigError, match=r"agreement\.json"):
         inference.network(tmp_path)
 
@@ -171,22 +176,26 @@ def test_a_model_of_another_network_is_not_loaded(world: Path, tmp_path: Path) -
         inference.network(tmp_path / "model")
 
 
-def test_every_kind_of_task_with_labels_has_a_bundle() -> None:
-    kinds = {kind.model_fields["name"].annotation.__args__[0]: kind for kind in tasks._TASKS}  # type: ignore[union-attr]
-    assert set(FORMATS) == {name for name, kind in kinds.items() if not kind.drawn}  # masks are not written yet
+def test_every_kind_of_task_that_the_toolkit_brings_has_a_bundle() -> None:
+    kinds = {kind.model_fields["name"].annotation.__args__[0] for kind in tasks._TASKS}  # type: ignore[union-attr]
+    assert kinds - {"grading"} == set(FORMATS)  # grading is the tests' own
+    with pytest.raises(ConfigError, match="a task of your own"):
+        data_format(TaskSettings(name="grading", classes=["a"], modality=["MR"], network=Network(name="cnn")))
 
 
-def test_a_model_of_volumes_is_not_bundled_as_one_of_images() -> None:
-    task = {
-        "name": "classification",
-        "classes": ["a", "b"],
-        "modality": ["MR"],
-        "zscore": "all",
-        "network": {"name": "cnn"},
-    }
-    volumes = Classification.model_validate(task | {"dimensions": 3, "size": [8, 8, 8], "spacing": [1, 1, 1]})
-    with pytest.raises(ConfigError, match=r"task\.name: no bundle"):
-        data_format(volumes)
+@pytest.mark.parametrize(
+    ("way", "expected"),
+    [
+        ({"percentiles": [1, 99]}, [0, 1]),
+        ({"window": [40, 400]}, [0, 1]),
+        ({"zscore": "all"}, []),
+        ({"landmarks": {"percentiles": [1, 99], "values": [0, 1]}}, []),
+    ],
+)
+def test_metadata_promises_a_range_only_where_the_preparation_keeps_one(way: dict[str, Any], expected: Any) -> None:
+    task = {"name": "classification", "classes": ["a", "b"], "modality": ["CT"], "network": {"name": "cnn"}}
+    image = data_format(Classification.model_validate({**task, **way, "size": [8, 8]}))["inputs"]["image"]
+    assert image["value_range"] == expected
 
 
 def test_every_hospitals_metrics_are_proven_and_stand_in_the_card_with_bands_alone(world: Path) -> None:

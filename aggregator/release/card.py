@@ -9,13 +9,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from aggregator.exports.fact import text
+from aggregator.release.bundle import STAYS
 from aggregator.release.papers import EXACT, Hospital, Papers
 from models.page import Blank, Cell, Code, Item, Page, Section, Table
+from models.plan import Plan, TaskSettings
 
 _RUN = """\
 pip install 'intramural[silo]'        # and fire, for MONAI's command line
 python -m monai.bundle run --config_file configs/inference.json --bundle_root . \\
-    --dataset_dir DICOM --output ../predictions.json"""
+    --dataset_dir DICOM --output ../predictions"""
+
+_RUN_IN_HOSPITAL = "intramural-silo predict SITE.toml . ../predictions"
 
 _CHECK = """\
 pip install --no-deps intramural && pip install cryptography
@@ -31,7 +35,7 @@ def card(told: Papers) -> Page:
         Section("What it reaches, by hospital", list(_results(told))),
         Section("How it was trained", [Table(("key of the plan", "value"), list(_flat(told.plan.model_dump())))]),
         Section("Software, by hospital", [_software(told)]),
-        Section("How to run it", list(_run())),
+        Section("How to run it", list(_run(told.plan))),
         Section("How to check it", list(_check())),
     ]
     return Page(f"Model card: {told.plan.name}", sections)
@@ -42,8 +46,10 @@ def _model(told: Papers) -> Iterator[Sequence[Cell]]:
     yield "Study", plan.name
     yield "Purpose, in the coordinator's words", text(plan.purpose)
     yield "Task", f"{plan.task.name}: {text(', '.join(plan.task.classes))}"
-    yield "Images", f"modality {text(', '.join(plan.task.modality))}"
+    yield "Images", f"modality {text(', '.join(plan.task.modality))}; {plan.task.extent}"
     yield "Network", plan.task.network.name
+    if plan.strategy.local_norm:
+        yield "What is not here", STAYS
     yield "Made by", f"round {told.round} of {plan.rounds}, with {plan.strategy}; {told.void} rounds were void"
     yield "Study's identity (SHA-256)", agreement.study
     yield "Model's digest (SHA-256)", told.model
@@ -107,7 +113,7 @@ def _results(told: Papers) -> Iterator[Item]:
         )
         for hospital in measured
     ]
-    yield Table(("hospital", "held-out images", *names, "withheld by its policy"), rows)
+    yield Table(("hospital", "held out", *names, "withheld by its policy"), rows)
     yield "Of this model, on each hospital's own held-out patients, on whom it was never trained; as the hospital told."
 
 
@@ -120,13 +126,22 @@ def _versions(hospital: Hospital, names: Sequence[str]) -> Iterator[str]:
     return (hospital.software.get(name, "-") for name in names)
 
 
-def _run() -> Iterator[Item]:
-    yield "In this folder, with DICOM being a file or a folder of images:"
-    yield Code(_RUN)
+def _run(plan: Plan) -> Iterator[Item]:
+    yield "In a hospital with its site.toml, on its own images or, with --dicom, on others:"
+    yield Code(_RUN_IN_HOSPITAL)
+    local = "\\\n    --local WORK/local/STUDY/ROUND.safetensors" if plan.strategy.local_norm else ""
+    yield f"Or in this folder, with MONAI and DICOM being {_what(plan.task)}:"
+    yield Code(f"{_RUN} {local}".rstrip())
+    masks = " and, of each series, a DICOM SEG on its own grid" if plan.task.drawn else ""
+    yield f"Either writes a folder with predictions.csv{masks}. Nobody has checked what a program finds."
     yield (
         "It is a MONAI bundle: configs/inference.json names installed code only and evaluates nothing; network and"
         " preparation are those that agreement.json says. The model is safetensors; nothing is unpickled."
     )
+
+
+def _what(task: TaskSettings) -> str:
+    return "a file or a folder of images" if task.unit == "image" else "a folder of series, whose slices make volumes"
 
 
 def _check() -> Iterator[Item]:

@@ -40,6 +40,17 @@ class Augmentation(Named):
     """A random transform of training images, by its name in MONAI."""
 
 
+Code = Annotated[str, Field(pattern=r"^[A-Z0-9_]{1,16}:[!-~]{1,16}$")]
+"""A coding scheme and a value in it, such as `SCT:52988006`."""
+
+
+class Codes(Settings):
+    """What a class is called where predictions are written as DICOM SEG (PS3.16, CID 7150 and 7151 onwards)."""
+
+    category: Code  # such as SCT:49755003, a morphologically abnormal structure
+    type: Code  # such as SCT:52988006, a lesion
+
+
 class Landmarks(Settings):
     """Where the percentiles of an image's foreground lie on the study's scale."""
 
@@ -126,6 +137,7 @@ class Segmentation(Imaging):
         "foreground",
         "overlap",
         "augment",
+        "codes",
     }
 
     name: Literal["segmentation"]
@@ -136,6 +148,8 @@ class Segmentation(Imaging):
     foreground: Annotated[float, Field(ge=0, le=1)] = 0.5  # chance that a patch is centred on a class
     overlap: Annotated[float, Field(ge=0, le=0.9)] = 0.25  # of neighbouring windows when a whole case is predicted
     augment: list[Augmentation] = []
+    # By class; written into predictions, of no weight in training.
+    codes: Annotated[dict[Word, Codes], Field(exclude_if=lambda value: not value)] = {}
 
     @property
     def unit(self) -> Unit:
@@ -154,6 +168,8 @@ class Segmentation(Imaging):
             raise ValueError("background is implied; name the others")
         if len(self.classes) > 254:
             raise ValueError("a mask holds at most 254 classes")
+        if unknown := sorted(set(self.codes) - set(self.classes)):
+            raise ValueError(f"codes: {', '.join(unknown)} is none of the classes")
         return self
 
 

@@ -51,6 +51,10 @@ class Task(Protocol):
         """What the network's float outputs say to a user: probabilities `(B, K, ...)` of `(B, K, ...)`."""
         ...
 
+    def infer(self, network: nn.Module, cases: Sequence[Case]) -> list[torch.Tensor]:
+        """The float outputs of a network in evaluation mode for whole prepared cases, `(K, ...)` each, on the CPU."""
+        ...
+
     def examine(self, network: nn.Module, cases: Sequence[Case], wanted: Collection[str]) -> dict[str, torch.Tensor]:
         """What evaluation keeps of some cases: small tensors by name, one row for each case."""
         ...

@@ -133,6 +133,16 @@ class ClassificationTask:
         return outputs.softmax(1)
 
     @torch.no_grad()
+    def infer(self, network: nn.Module, cases: Sequence[Case]) -> list[torch.Tensor]:
+        """The network's logits, `(K,)` float32 on the CPU for each case.
+
+        Args:
+            network: In evaluation mode.
+            cases: Prepared.
+        """
+        device = next(network.parameters()).device
+        return list(network(_images(cases).to(device)).float().cpu())
+
     def examine(self, network: nn.Module, cases: Sequence[Case], wanted: Collection[str]) -> dict[str, torch.Tensor]:
         """What the network says of some cases, and what they are.
 
@@ -144,8 +154,7 @@ class ClassificationTask:
         Returns:
             "logits" `(B, K)` float32 and "targets" `(B,)` int64.
         """
-        device = next(network.parameters()).device
-        return {"logits": network(_images(cases).to(device)).float().cpu(), "targets": _labels(cases)}
+        return {"logits": torch.stack(self.infer(network, cases)), "targets": _labels(cases)}
 
     def score(self, findings: dict[str, torch.Tensor]) -> dict[str, float]:
         """Score a set of images.

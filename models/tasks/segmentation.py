@@ -121,17 +121,20 @@ class SegmentationTask:
         """
         return cast(torch.Tensor, self._loss(outputs, targets))
 
-    @torch.no_grad()
-    def infer(self, network: nn.Module, case: Case) -> torch.Tensor:
-        """The network's outputs for a whole case, window by window, weighted towards each window's middle.
+    def infer(self, network: nn.Module, cases: Sequence[Case]) -> list[torch.Tensor]:
+        """The network's outputs for whole cases, window by window, weighted towards each window's middle.
 
         Args:
             network: In evaluation mode, on any device.
-            case: Prepared.
+            cases: Prepared.
 
         Returns:
-            Logits `(K, *spatial)` float32 on the CPU.
+            Of each case logits `(K + 1, *spatial)` float32 on the CPU, background first.
         """
+        return [self._infer(network, case) for case in cases]
+
+    @torch.no_grad()
+    def _infer(self, network: nn.Module, case: Case) -> torch.Tensor:
         image = torch.from_numpy(np.ascontiguousarray(case.image))[None]
         volume = image.ndim - 2 > self.settings.dimensions
         if volume:  # its slices as a batch
@@ -150,7 +153,7 @@ class SegmentationTask:
 
     def predict(self, network: nn.Module, case: Case) -> npt.NDArray[np.uint8]:
         """The mask that the network gives a prepared case, `(*spatial)` uint8; see `infer`."""
-        return cast("npt.NDArray[np.uint8]", self.infer(network, case).argmax(0).to(torch.uint8).numpy())
+        return cast("npt.NDArray[np.uint8]", self._infer(network, case).argmax(0).to(torch.uint8).numpy())
 
     def examine(self, network: nn.Module, cases: Sequence[Case], wanted: Collection[str]) -> dict[str, torch.Tensor]:
         """Judge each case by itself.
@@ -166,7 +169,7 @@ class SegmentationTask:
         Raises:
             NotFinite: An output is NaN or infinite.
         """
-        rows = [self._judge(self.infer(network, case), case, wanted) for case in cases]
+        rows = [self._judge(self._infer(network, case), case, wanted) for case in cases]
         return {name: torch.tensor([row[name] for row in rows], dtype=torch.float64) for name in rows[0]}
 
     def score(self, findings: dict[str, torch.Tensor]) -> dict[str, float]:

@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 from monai.data.meta_tensor import MetaTensor
-from monai.transforms.spatial.array import Orientation, Spacing
+from monai.transforms.spatial.array import Orientation, Spacing, SpatialResample
 from numpy.typing import NDArray
 
 from silos.dicom.geometry import Floats
@@ -44,3 +44,21 @@ def to_grid(
     assert isinstance(result, MetaTensor)
     array = result.numpy()[0].astype(pixels.dtype, copy=False)
     return np.ascontiguousarray(array), result.affine.numpy().astype(np.float64)
+
+
+def on_grid(
+    values: NDArray[np.float32], affine: Floats, to: Floats, shape: tuple[int, int, int]
+) -> NDArray[np.float32]:
+    """Bring values to any grid, with MONAI's `SpatialResample`: interpolated linearly, 0 beyond the edge.
+
+    Args:
+        values: (x, y, z).
+        affine: (4, 4), from the indices of `values` to mm in RAS.
+        to: (4, 4), from the indices of the result to mm in RAS.
+        shape: Of the result.
+    """
+    data = MetaTensor(torch.from_numpy(np.ascontiguousarray(values))[None], affine=torch.from_numpy(affine))
+    resample = SpatialResample(mode="bilinear", padding_mode="zeros", dtype=np.float32)
+    result = resample(data, dst_affine=torch.from_numpy(to), spatial_size=shape)
+    assert isinstance(result, MetaTensor)
+    return np.ascontiguousarray(result.numpy()[0])

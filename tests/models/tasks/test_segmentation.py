@@ -313,7 +313,7 @@ def test_training_on_patches_gives_the_same_update_each_time(dimensions: int) ->
 def test_where_the_patch_is_the_image_the_window_slides_nowhere(dimensions: int, side: tuple[int, ...]) -> None:
     learner = segmentation(dimensions, classes=2)
     network, case = learner.build(1).eval(), learner.prepare(disk(side, radius=2))
-    found = learner.infer(network, case)
+    found = learner.infer(network, [case])[0]
     image = torch.from_numpy(case.image)
     with torch.no_grad():
         if image.ndim - 1 == dimensions:
@@ -331,10 +331,10 @@ def test_a_case_of_any_size_is_labelled_throughout_and_the_same_each_time(
 ) -> None:
     learner = segmentation(dimensions)
     network, case = learner.build(1).eval(), learner.prepare(disk(side, radius=2))
-    found = learner.infer(network, case)
+    found = learner.infer(network, [case])[0]
     assert found.shape == (2, *side)
     assert found.isfinite().all()
-    assert torch.equal(learner.infer(network, case), found)
+    assert torch.equal(learner.infer(network, [case])[0], found)
 
 
 class Says(nn.Module):

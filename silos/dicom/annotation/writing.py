@@ -1,0 +1,183 @@
+"""Writes a mask as a binary DICOM SEG (PS3.3 A.51), made by highdicom: the way back from `read_mask`.
+
+    write_mask(path, mask, stack, root, [Drawn("lesion", "SCT:49755003", "SCT:52988006")], algorithm, "demo lesion")
+
+The segmentation is of the same patient, study and frame of reference as its images, on their own grid, and every
+frame names the image that it was drawn on. It is a series of its own. What nobody has checked says so: its
+segments are AUTOMATIC, and name the algorithm.
+"""
+
+import importlib.metadata
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import highdicom as hd
+import numpy as np
+from highdicom.seg import Segmentation, SegmentDescription
+from highdicom.sr.coding import CodedConcept
+from numpy.typing import NDArray
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.sr.codedict import codes
+
+from models.errors import DataError
+from models.ledger.disk import create
+from silos.dicom.series import Stack
+
+NO_FRAME = "no frame of reference, which a segmentation needs"
+UNWRITABLE = "images of which no segmentation can be written"
+
+_SCHEME = "99INTRAMURAL"  # of classes for which the study gave no codes
+_SERIES = 900  # and more: behind what a scanner makes
+
+# Of the patient, the study and the frame of reference; PS3.3 has them present, if empty (type 2).
+_REPEATED = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyDate",
+    "StudyTime",
+    "StudyID",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+    "PositionReferenceIndicator",
+)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What one class is called in a segmentation.
+
+    Attributes:
+        name: The study's word.
+        category: Coded, as `scheme:value`; None where the study gave no code.
+        type: Coded, as well.
+    """
+
+    name: str
+    category: str | None = None
+    type: str | None = None
+
+
+class Unwritable(DataError):  # noqa: N818 - named as the errors of models/errors.py are
+    """Images of which no segmentation can be written.
+
+    Args:
+        reason: The words by which it is counted.
+        detail: What was found; local only.
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason} ({detail})" if detail else reason, "export the series again from the archive")
+        self.reason = reason
+
+
+def write_mask(
+    path: Path,
+    mask: NDArray[np.uint8],
+    stack: Stack,
+    root: Path,
+    classes: Sequence[Drawn],
+    made_by: Mapping[str, str],
+    title: str,
+) -> None:
+    """Write a mask as a DICOM SEG that only its owner can read.
+
+    Args:
+        path: The file; nothing is overwritten.
+        mask: (columns, rows, slices): 0 for background, k for the k-th class.
+        stack: The stack that it is of.
+        root: Folder that the stack's paths are relative to.
+        classes: What the values 1, 2, ... stand for.
+        made_by: What a reader must know of the algorithm, by name, such as the model's digest.
+        title: The series' description.
+
+    Raises:
+        Unwritable: The images lack what a segmentation must repeat or refer to.
+    """
+    if not stack.frame_of_reference:
+        raise Unwritable(NO_FRAME)
+    version = importlib.metadata.version("intramural")
+    algorithm = hd.AlgorithmIdentificationSequence(
+        "intramural", codes.cid7162.ArtificialIntelligence, version, parameters=dict(made_by)
+    )
+    segments = [
+        SegmentDescription(
+            number, each.name, *_coded(each), algorithm_type="AUTOMATIC", algorithm_identification=algorithm
+        )
+        for number, each in enumerate(classes, start=1)
+    ]
+    try:
+        images, frames = _on_images(mask, stack, root)
+        number = getattr(images[0], "SeriesNumber", None)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of names that are not as DICOM would have them, and of an empty mask
+            dataset = Segmentation(
+                images,
+                frames,
+                "BINARY",
+                segments,
+                hd.UID(),
+                _SERIES + int(number or 0),
+                hd.UID(),
+                1,
+                manufacturer="Intramural",
+                manufacturer_model_name="intramural-silo predict",
+                software_versions=version,
+                device_serial_number="0",
+                omit_empty_frames=bool(mask.any()),
+                series_description=title[:64],
+                content_label="PREDICTION",
+                content_description="Made by a program; not checked by anybody",
+            )
+            content = DicomBytesIO()
+            dataset.save_as(content, enforce_file_format=True)
+    except Exception as error:  # whatever highdicom finds wrong with a stranger's images
+        raise Unwritable(UNWRITABLE, f"{type(error).__name__}: {error}") from error
+    create(path, content.getvalue(), 0o600)
+
+
+def _on_images(mask: NDArray[np.uint8], stack: Stack, root: Path) -> tuple[list[Dataset], NDArray[np.uint8]]:
+    """The source images without pixels, and the mask as (slices or frames, rows, columns) of them."""
+    planes = mask.transpose(2, 1, 0)
+    if stack.slices[0].rescale is None:
+        return [_header(root / each.path, stack) for each in stack.slices], planes
+    image = _header(root / stack.slices[0].path, stack)
+    frames = np.zeros((int(image.NumberOfFrames), *planes.shape[1:]), np.uint8)
+    for plane, each in zip(planes, stack.slices, strict=True):
+        frames[each.frame - 1] = plane
+    return [image], frames
+
+
+def _header(path: Path, stack: Stack) -> Dataset:
+    """All but the pixels, with nothing where there should be something that nobody knows."""
+    image = dcmread(path, stop_before_pixels=True)
+    for keyword in _REPEATED:
+        if keyword not in image:
+            setattr(image, keyword, "")
+    if not image.get("SliceThickness"):
+        image.SliceThickness = stack.spacing[2]
+    return image
+
+
+def _coded(each: Drawn) -> tuple[CodedConcept, CodedConcept]:
+    """Category and type; a class without codes is told in a scheme of our own, which claims nothing."""
+    if each.category is None or each.type is None:
+        return (
+            CodedConcept("class", _SCHEME, "Class of a study"),
+            CodedConcept(each.name, _SCHEME, each.name),
+        )
+    return _concept(each.category, each.name), _concept(each.type, each.name)
+
+
+def _concept(code: str, name: str) -> CodedConcept:
+    """A code with the meaning that DICOM's dictionaries give it, or else the study's word."""
+    scheme, _, value = code.partition(":")
+    known = {"SCT": codes.SCT, "DCM": codes.DCM}.get(scheme)
+    found = known.concepts.values() if known else ()
+    meaning = next((concept.meaning for concept in found if concept.value == value), name)
+    return CodedConcept(value, scheme, meaning)

@@ -1,0 +1,116 @@
+"""A mask that is written as a DICOM SEG is read back as it was, by highdicom and by our own reader."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import highdicom as hd
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from silos.dicom.annotation import match, read_mask
+from silos.dicom.annotation.writing import NO_FRAME, UNWRITABLE, Drawn, Unwritable, write_mask
+from silos.dicom.series import Stack
+from silos.dicom.upright import as_acquired, upright
+
+Make = Callable[..., Any]
+SHAPE = (5, 12, 9)  # slices, rows, columns
+MADE_BY = {"model": "ab" * 32}
+CLASSES = [Drawn("oedema", "SCT:49755003", "SCT:79654002"), Drawn("a-class-with-a-very-long-name")]
+
+WAYS = {
+    "axial": (((1, 0, 0), (0, 1, 0)), (0, 0, 3)),
+    "from above": (((1, 0, 0), (0, 1, 0)), (0, 0, -3)),
+    "sagittal": (((0, 1, 0), (0, 0, -1)), (3, 0, 0)),
+    "oblique": (((0.8, 0.6, 0), (0, 0, -1)), (-1.8, 2.4, 0)),
+    "tilted": (((1, 0, 0), (0, 1, 0)), (0, 0.9, 3)),
+}
+
+
+def stack_of(make_stack: Make, hospital: Any, way: str = "axial", **attributes: Any) -> Stack:
+    axes, step = WAYS[way]
+    pixels = np.random.default_rng(0).integers(0, 4096, SHAPE).astype(np.uint16)
+    make_stack(hospital.root / "images", pixels, axes=axes, step=step, **attributes)
+    (stack,) = hospital.stacks().stacks
+    assert isinstance(stack, Stack)
+    return stack
+
+
+def drawn(stack: Stack) -> NDArray[np.uint8]:
+    mask = np.zeros(stack.shape, np.uint8)
+    mask[2:6, 3:9, 1:3] = 1
+    mask[4:5, 5:7, 2:4] = 2
+    return mask
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_written_mask_comes_back_on_the_very_voxels(way: str, make_stack: Make, hospital: Any) -> None:
+    stack = stack_of(make_stack, hospital, way)
+    assert bool(stack.tilt) == (way == "tilted")
+    mask = drawn(stack)
+    write_mask(hospital.root / "mask.dcm", mask, stack, hospital.root, CLASSES, MADE_BY, "found")
+    written = hd.seg.segread(hospital.root / "mask.dcm")
+    named = {uid for _, _, uid in written.get_source_image_uids()}
+    assert named == {each.instance for each in stack.slices}
+    pixels = written.get_pixels_by_source_instance(
+        [each.instance for each in stack.slices], combine_segments=True, assert_missing_frames_are_empty=True
+    )
+    np.testing.assert_array_equal(pixels.transpose(2, 1, 0), mask)
+    matches = match(hospital.scan().annotations, [stack], hospital.root)
+    words = {"SCT:79654002": "oedema", "99INTRAMURAL:a-class-with-a-very-long-name": "other"}
+    read = read_mask(matches.by_stack[stack], stack, hospital.root, words, ["none", "oedema", "other"])
+    np.testing.assert_array_equal(read, mask)
+
+
+def test_it_says_whose_it_is_what_it_shows_and_that_a_program_made_it(make_stack: Make, hospital: Any) -> None:
+    stack = stack_of(make_stack, hospital, SeriesNumber=4)
+    write_mask(hospital.root / "mask.dcm", drawn(stack), stack, hospital.root, CLASSES, MADE_BY, "found")
+    written = hd.seg.segread(hospital.root / "mask.dcm")
+    assert (written.PatientID, written.StudyInstanceUID, written.FrameOfReferenceUID) == ("MRN1", "1.2.3", "1.2.9")
+    assert (written.SeriesDescription, written.SeriesNumber) == ("found", 904)
+    oedema, other = written.SegmentSequence
+    assert oedema.SegmentedPropertyCategoryCodeSequence[0].CodeMeaning == "Morphologically Abnormal Structure"
+    assert oedema.SegmentedPropertyTypeCodeSequence[0].CodeMeaning == "Edema"
+    assert other.SegmentedPropertyTypeCodeSequence[0].CodingSchemeDesignator == "99INTRAMURAL"
+    for segment in (oedema, other):
+        assert segment.SegmentAlgorithmType == "AUTOMATIC"
+        assert "ab" * 32 in segment.SegmentationAlgorithmIdentificationSequence[0].AlgorithmParameters
+    assert "not checked" in written.ContentDescription
+
+
+def test_nothing_found_is_written_too(make_stack: Make, hospital: Any) -> None:
+    stack = stack_of(make_stack, hospital)
+    empty = np.zeros(stack.shape, np.uint8)
+    write_mask(hospital.root / "mask.dcm", empty, stack, hospital.root, CLASSES, MADE_BY, "found")
+    assert not hd.seg.segread(hospital.root / "mask.dcm").pixel_array.any()
+
+
+def test_images_without_what_a_segmentation_needs_are_a_reason_and_no_file(make_stack: Make, hospital: Any) -> None:
+    stack = stack_of(make_stack, hospital)
+    path = hospital.root / "mask.dcm"
+    with pytest.raises(Unwritable, match=NO_FRAME):
+        write_mask(path, drawn(stack), replace(stack, frame_of_reference=""), hospital.root, CLASSES, MADE_BY, "found")
+    with pytest.raises(Unwritable) as error:
+        write_mask(path, drawn(stack), stack, Path("nowhere"), CLASSES, MADE_BY, "found")
+    assert error.value.reason == UNWRITABLE
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("slices_last", [False, True])
+@pytest.mark.parametrize("way", WAYS)
+def test_what_is_worked_out_upright_goes_back_to_where_it_was_acquired(
+    way: str, slices_last: bool, make_stack: Make, hospital: Any
+) -> None:
+    stack = stack_of(make_stack, hospital, way)
+    # A ramp in the patient is its own linear interpolation, so that every voxel can be told.
+    index = np.stack(np.meshgrid(*map(np.arange, stack.shape), indexing="ij"), axis=-1)
+    ramp = ((index @ stack.affine[:3, :3].T + stack.affine[:3, 3]) @ [1.0, 2.0, 3.0] + 500).astype(np.float32)
+    there, affine = upright(ramp, stack, slices_last=slices_last)
+    back = as_acquired(there, affine, stack, slices_last=slices_last)
+    if not stack.tilt:
+        np.testing.assert_array_equal(back, ramp)
+        return
+    inside = (slice(1, -1), slice(3, -3), slice(1, -1))  # beyond the edge the straightened stack has no ramp
+    np.testing.assert_allclose(back[inside], ramp[inside], rtol=1e-4)
