@@ -208,3 +208,13 @@ def test_the_example_of_segmentation_explains_every_key_and_can_be_built() -> No
     assert all(name in text for name in (*TRANSFORMS, *SEGMENTERS))
     network = tasks.network(Plan.load(path))
     assert 0 < network.local_spec.size < network.spec.size
+
+
+def test_codes_are_of_the_classes_alone_and_their_absence_leaves_the_digest_alone() -> None:
+    settings = Plan.load(ROOT / "configs/segmentation.toml").task.model_dump(mode="json")
+    codes = settings.pop("codes")
+    assert "codes" not in Segmentation.model_validate(settings).model_dump(mode="json")
+    assert Segmentation.model_validate({**settings, "codes": codes}).codes["lesion"].type == "SCT:52988006"
+    for wrong in ({"tumour": codes["lesion"]}, {"lesion": {"category": "SCT:49755003", "type": "a lesion"}}):
+        with pytest.raises(ValueError, match="codes"):
+            Segmentation.model_validate({**settings, "codes": wrong})
