@@ -20,7 +20,7 @@ README = (ROOT / "README.md").read_text()
 COMMANDS = {"intramural-silo": silo, "intramural-aggregator": aggregator, "intramural-audit": audit}
 
 
-@pytest.mark.parametrize(("walk", "commands"), [("walk", 13), ("volumes", 6)])
+@pytest.mark.parametrize(("walk", "commands"), [("walk", 13), ("volumes", 8)])
 def test_the_walks_of_the_readme_work_as_typed(
     walk: str,
     commands: int,
