@@ -1,14 +1,18 @@
-"""Many hospitals in this process: Flower's Grid without a network, the same apps on both sides.
+"""Many hospitals on this machine: Flower's Grid without a network, the same apps on both sides.
 
-    with LocalGrid(["configs/sites/north.toml", "configs/sites/south.toml"]) as grid:
+    with LocalGrid(["configs/sites/north.toml", "configs/sites/south.toml"], workers=2) as grid:
         run(study, grid)
 
 Each message goes to the hospital's own ClientApp with a context of its own, as a SuperNode would hand
 it over. A hospital whose app raises is answered for with an error; the others go on.
+
+With one worker everything happens in this process. With more, each hospital lives in one of as many processes;
+how many there are changes no digest. A worker that dies loses the answer it was at work on, and the one that takes
+its place opens its hospitals again.
 """
 
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,6 +24,7 @@ from flwr.supercore.task_identity import (
 
 from aggregator.grid import StudyGrid
 from aggregator.hospitals import hospital_side
+from aggregator.workers import LOST, Workers
 from models.errors import ConfigError
 from models.ledger import Verifier
 
@@ -29,37 +34,47 @@ _FAILED = 2  # Flower's error code for "the ClientApp raised"
 
 
 class LocalGrid(StudyGrid):
-    """A Flower Grid whose nodes are hospitals in this process.
+    """A Flower Grid whose nodes are hospitals on this machine.
 
     Args:
         sites: `site.toml` of each hospital.
+        workers: Processes among which the hospitals are shared out, each with one thread. With 1, no other process
+            than this one, and as many threads as a hospital's `run.threads`.
 
     Raises:
         ConfigError: The hospital's side is not installed, or two sites have the same name.
+        IntramuralError: A site cannot be opened.
     """
 
-    def __init__(self, sites: Sequence[Path | str]) -> None:
+    def __init__(self, sites: Sequence[Path | str], workers: int = 1) -> None:
+        if workers < 1:
+            raise ConfigError(f"workers: must be at least 1 (got {workers})")
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, _RUN, _AGGREGATOR
         self._run = Run.create_empty(_RUN)
-        self._nodes: dict[int, Any] = {}
+        self._sites = dict(enumerate(sites, start=_AGGREGATOR + 1))
+        self._nodes: dict[int, Any] = {}  # those that are open in this process
         self._contexts: dict[int, Context] = {}
         self._pending: dict[str, Message] = {}
+        self._tickets: dict[str, int] = {}  # of those that a worker was given
         self._roster: dict[int, Verifier] = {}
-        open_local = hospital_side()
+        self._open_local = hospital_side()
+        workers = min(workers, len(self._sites))
+        self._threads = 1 if workers > 1 else None  # of each hospital, if not its own
+        self._workers = Workers(workers, self._work) if workers > 1 else None
         try:
-            for node_id, site in enumerate(sites, start=_AGGREGATOR + 1):
-                silo = open_local(site)
-                self._nodes[node_id] = silo
-                if silo.verifier.name in {known.name for known in self._roster.values()}:
-                    raise ConfigError(f"{site}: another site is named {silo.verifier.name!r} too", "rename one of them")
-                self._roster[node_id] = silo.verifier
-                self._contexts[node_id] = Context(_RUN, node_id, dict(silo.node_config), RecordDict(), {})
+            for node_id, verifier in self._open_all():
+                if verifier.name in {known.name for known in self._roster.values()}:
+                    path = self._sites[node_id]
+                    raise ConfigError(f"{path}: another site is named {verifier.name!r} too", "rename one of them")
+                self._roster[node_id] = verifier
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
         """Close every hospital, so that another process may open it."""
+        if self._workers is not None:
+            self._workers.close()
         for silo in self._nodes.values():
             silo.close()
 
@@ -85,27 +100,38 @@ class LocalGrid(StudyGrid):
 
     def get_node_ids(self) -> Iterable[int]:
         """The hospitals' node ids."""
-        return list(self._contexts)
+        return list(self._roster)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Take messages; each is worked on when its reply is pulled."""
+        """Take messages. Workers begin at once; without them, each is worked on when its reply is pulled."""
         ids = []
         for message in messages:
-            message.metadata.__dict__["_message_id"] = str(uuid.uuid4())
-            self._pending[message.metadata.message_id] = message
-            ids.append(message.metadata.message_id)
+            message.metadata.__dict__["_message_id"] = message_id = str(uuid.uuid4())
+            self._pending[message_id] = message
+            if self._workers is not None:
+                self._tickets[message_id] = self._ask(self._workers, message.metadata.dst_node_id, message)
+            ids.append(message_id)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Let the hospitals answer, one at a time, each when its reply is asked for."""
+        """Wait for the hospitals' answers, and give them in the order asked for.
+
+        There is no limit of time: what a simulation comes to must not depend on the speed of the machine.
+        """
         for message_id in message_ids:
-            message = self._pending.pop(message_id, None)
-            if message is not None:
-                yield self._answer(message)
+            if message_id in self._pending:
+                yield self._reply(message_id)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Push messages and pull their replies."""
         return self.pull_messages(self.push_messages(messages))
+
+    def _reply(self, message_id: str) -> Message:
+        message = self._pending.pop(message_id)
+        if self._workers is None:
+            return self._answer(message)
+        answer = self._workers.answer(self._tickets.pop(message_id))
+        return Message(Error(_FAILED), reply_to=message) if answer is LOST else answer
 
     def _answer(self, message: Message) -> Message:
         node_id = message.metadata.dst_node_id
@@ -114,3 +140,39 @@ class LocalGrid(StudyGrid):
         except Exception:  # one hospital's failure is not the others'
             return Message(Error(_FAILED), reply_to=message)
         return reply
+
+    def _open_all(self) -> Iterator[tuple[int, Verifier]]:
+        if self._workers is None:
+            for node_id in self._sites:
+                yield node_id, self._open(node_id)
+            return
+        tickets = {node_id: self._ask(self._workers, node_id, node_id) for node_id in self._sites}
+        for node_id, ticket in tickets.items():
+            found = self._workers.answer(ticket)
+            if found is LOST:
+                raise ConfigError(f"{self._sites[node_id]}: a worker died when it opened this site", "try workers=1")
+            if isinstance(found, Exception):
+                raise found
+            yield node_id, found
+
+    def _open(self, node_id: int) -> Verifier:
+        """Open a hospital in this process, if it is not."""
+        if node_id not in self._nodes:
+            silo = self._open_local(self._sites[node_id], threads=self._threads)
+            self._nodes[node_id] = silo
+            self._contexts[node_id] = Context(_RUN, node_id, dict(silo.node_config), RecordDict(), {})
+        verifier: Verifier = self._nodes[node_id].verifier
+        return verifier
+
+    def _ask(self, workers: Workers, node_id: int, question: int | Message) -> int:
+        """Ask the worker in which a hospital lives."""
+        return workers.ask(node_id % len(workers), question)
+
+    def _work(self, question: int | Message) -> Verifier | Message | Exception:
+        """In a worker: open a hospital, or have it answer. A worker that took a dead one's place has none open."""
+        node_id = question if isinstance(question, int) else question.metadata.dst_node_id
+        try:
+            verifier = self._open(node_id)
+        except Exception as error:
+            return error if isinstance(question, int) else Message(Error(_FAILED), reply_to=question)
+        return verifier if isinstance(question, int) else self._answer(question)

@@ -110,7 +110,7 @@ class _Watched:
                 env={**os.environ, **self.process.environment},
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # a Ctrl-C is for the service, which stops its processes in order
-                preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+                preexec_fn=end_with_parent,
             )
 
     def kill(self) -> None:
@@ -136,7 +136,7 @@ def _how(code: int) -> str:
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
-def _end_with_parent() -> None:
-    """Runs in the new process: have the kernel end it when the service is killed."""
-    assert _LIBC is not None
-    _LIBC.prctl(_PARENT_DEATH, signal.SIGTERM)
+def end_with_parent(how: signal.Signals = signal.SIGTERM) -> None:
+    """Have the kernel end this process when the one that started it ends; where there is no Linux, nothing does."""
+    if _LIBC is not None:
+        _LIBC.prctl(_PARENT_DEATH, how)

@@ -22,6 +22,10 @@ log = logging.getLogger("intramural.silo")
 
 SITE = "site"  # the node_config key that holds the path of site.toml
 
+SIMULATED = "simulated"  # the node_config key that is true where hospitals wait for each other, whatever the clock says
+
+THREADS = "threads"  # the node_config key of a number that stands for the site's own `run.threads`
+
 AGAIN = "again"  # the node_config key that is true when the message was begun before, by a process that was killed
 
 TURNS = "turns"  # the node_config key that is true in a simulation whose processes serve the hospital in turn
@@ -81,10 +85,14 @@ def silo_of(context: Context) -> Silo:
     path = context.node_config.get(SITE)
     if not isinstance(path, str):
         raise ConfigError(f"node config: {SITE}: is required but missing", f'start the node with {SITE}="site.toml"')
-    return open_silo(Path(path), hurried=context.node_config.get(TURNS) is not True)
+    threads = context.node_config.get(THREADS)
+    simulated = context.node_config.get(SIMULATED) is True
+    return open_silo(Path(path), hurried=not simulated, threads=threads if isinstance(threads, int) else None)
 
 
-def open_silo(path: Path, progress: Report | None = None, *, hurried: bool = True) -> Silo:
+def open_silo(
+    path: Path, progress: Report | None = None, *, hurried: bool = True, threads: int | None = None
+) -> Silo:
     """The silo of a `site.toml`, opened once per process; see `Silo`."""
     path = path.resolve()
     if path in _resting:
@@ -92,7 +100,7 @@ def open_silo(path: Path, progress: Report | None = None, *, hurried: bool = Tru
         silo.wake()
         _open[path] = silo
     if path not in _open:
-        _open[path] = Silo.open(path, progress, hurried=hurried)
+        _open[path] = Silo.open(path, progress, hurried=hurried, threads=threads)
     return _open[path]
 
 
@@ -124,19 +132,25 @@ class LocalSilo:
     """
 
     app: ClientApp
-    node_config: dict[str, str]
-    in_turns: dict[str, str | bool]
+    node_config: dict[str, str | bool | int]
+    in_turns: dict[str, str | bool | int]
     verifier: Verifier
     close: Callable[[], None]
 
 
-def open_local(path: Path | str) -> LocalSilo:
-    """The hospital of a `site.toml` on this machine, for the aggregator's in-process grid.
+def open_local(path: Path | str, threads: int | None = None) -> LocalSilo:
+    """The hospital of a `site.toml` on this machine, for the aggregator's simulation.
+
+    Args:
+        path: The `site.toml`.
+        threads: Instead of its `run.threads`, where other hospitals are at work beside it.
 
     Raises:
         IntramuralError: The site cannot be opened.
     """
     path = Path(path).resolve()
-    verifier = open_silo(path, hurried=False).signer.verifier
-    config = {SITE: str(path)}
+    config: dict[str, str | bool | int] = {SITE: str(path), SIMULATED: True}
+    if threads is not None:
+        config[THREADS] = threads
+    verifier = open_silo(path, hurried=False, threads=threads).signer.verifier
     return LocalSilo(app, config, {**config, TURNS: True}, verifier, lambda: close_silo(path))

@@ -61,9 +61,14 @@ class Silo:
         self.wake()
 
     @classmethod
-    def open(cls, path: Path | str, progress: Report | None = None, *, hurried: bool = True) -> Self:
-        """Open the hospital of a `site.toml`."""
-        return cls(Site.load(path), progress, hurried=hurried)
+    def open(
+        cls, path: Path | str, progress: Report | None = None, *, hurried: bool = True, threads: int | None = None
+    ) -> Self:
+        """Open the hospital of a `site.toml`, perhaps with another number of threads than it says."""
+        site = Site.load(path)
+        if threads is not None:
+            site = site.model_copy(update={"run": site.run.model_copy(update={"threads": threads})})
+        return cls(site, progress, hurried=hurried)
 
     def wake(self) -> None:
         """Open the ledger, after `close` again; network and data are still warm then.

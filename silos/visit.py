@@ -30,10 +30,16 @@ from silos.dataset import Dataset
 from silos.dicom.scan import Scan, scan
 from silos.pace import Pace
 
+_networks: dict[tuple[str, torch.device], FlatNetwork] = {}  # one
+
 
 @dataclass(frozen=True)
 class Bench:
-    """One study's network and data, warm between rounds."""
+    """One study's network and data, warm between rounds.
+
+    Hospitals in one process have the same network: each visit loads the model that came and what stayed in that
+    hospital, and nothing else of a network outlasts a visit.
+    """
 
     study: str
     task: Task
@@ -48,9 +54,13 @@ def set_up(site: Site, agreement: Agreement, progress: Report | None = None) -> 
         ConfigError: The label table is wrong, or the network cannot be built.
         DataError: The data cannot be used.
     """
-    plan = agreement.plan
-    task, network = tasks.task(plan.task), tasks.network(plan, training.device_for(site.run.device))
-    return Bench(agreement.study, task, network, load_data(site, plan, task, progress))
+    torch.set_num_threads(site.run.threads)
+    plan, key = agreement.plan, (agreement.study, training.device_for(site.run.device))
+    if key not in _networks:
+        _networks.clear()  # before the next one is made: two would not fit a small machine
+        _networks[key] = tasks.network(plan, key[1])
+    task = tasks.task(plan.task)
+    return Bench(agreement.study, task, _networks[key], load_data(site, plan, task, progress))
 
 
 def visit(

@@ -6,10 +6,12 @@ by a declared size, or be read in two ways.
 """
 
 import io
+from functools import cached_property
 from typing import cast
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.supercore.inflatable.inflatable_object import InflatableObject  # not public; only for its name
 
 from models.errors import Malformed, SpecMismatch, TooLarge
 from models.exchange.documents import MAX_DOCUMENT
@@ -31,6 +33,43 @@ _MAX_PROOFS = 128
 _MAX_PROOF = 64 * 32  # bytes; a ledger of 2**60 lines needs fewer
 
 
+class VectorArray(Array):
+    """A vector as Flower's array; its bytes are made when it leaves this machine, and not before.
+
+    Args:
+        vector: 1-D float32; must not change any more.
+
+    Attributes:
+        vector: The same numbers, read-only.
+    """
+
+    def __init__(self, vector: Vector) -> None:
+        self.dtype, self.shape, self.stype = "float32", vector.shape, _STYPE
+        self.vector = vector.view()
+        self.vector.flags.writeable = False
+
+    @property
+    def data(self) -> bytes:  # type: ignore[override]
+        """The vector in NumPy's file format."""
+        return self._flowers.data
+
+    @property
+    def children(self) -> dict[str, InflatableObject]:
+        """As Flower's own array has them."""
+        return self._flowers.children
+
+    def deflate(self) -> bytes:
+        """What travels names the class, and Flower at the other end knows only its own."""
+        return self._flowers.deflate()
+
+    @cached_property
+    def _flowers(self) -> Array:
+        header = _header(self.vector.size)
+        data = b"".join([header, self.vector.astype("<f4", copy=False).data])
+        self.vector = _numbers(data, len(header))  # one of the two is enough
+        return Array("float32", self.vector.shape, _STYPE, data)
+
+
 def pack(envelope: Envelope, array: Array | None = None) -> RecordDict:
     """Put an envelope into Flower records.
 
@@ -42,7 +81,8 @@ def pack(envelope: Envelope, array: Array | None = None) -> RecordDict:
     fields.update(statement=envelope.statement, signature=envelope.signature, body=envelope.body)
     records = RecordDict({ENVELOPE: fields})
     if envelope.vector is not None:
-        records[ARRAYS] = ArrayRecord({VECTOR: array or pack_vector(envelope.vector)})
+        records[ARRAYS] = arrays = ArrayRecord()
+        arrays[VECTOR] = array or pack_vector(envelope.vector)  # given to the constructor, it would be copied
     return records
 
 
@@ -144,8 +184,8 @@ def _texts(fields: ConfigRecord, keys: tuple[str, ...]) -> dict[str, bytes]:
 
 
 def pack_vector(vector: Vector) -> Array:
-    """A 1-D float32 vector as Flower's array."""
-    return Array(np.ascontiguousarray(vector, dtype="<f4"))
+    """A 1-D float32 vector as Flower's array, without a copy."""
+    return VectorArray(np.ascontiguousarray(vector, np.float32))
 
 
 def unpack_vector(array: Array, size: int | None) -> Vector:
@@ -166,10 +206,12 @@ def unpack_vector(array: Array, size: int | None) -> Vector:
     if size is None or tuple(array.shape) != (size,):
         alike = tuple(array.shape) in {(1,), ()}
         raise SpecMismatch("the array has another shape", detail="broadcastable" if alike else "shape")
+    if isinstance(array, VectorArray):  # it never left this machine
+        return array.vector
     header = _header(size)
     if not array.data.startswith(header) or len(array.data) != len(header) + 4 * size:
         raise SpecMismatch("the array's bytes are not what it declares", detail="declared")
-    return np.frombuffer(array.data, dtype="<f4", offset=len(header)).astype(np.float32, copy=False)
+    return _numbers(array.data, len(header))
 
 
 def _vector(records: RecordDict, size: int | None) -> Vector | None:
@@ -179,6 +221,10 @@ def _vector(records: RecordDict, size: int | None) -> Vector | None:
     if not isinstance(arrays, ArrayRecord) or list(arrays) != [VECTOR]:
         raise SpecMismatch("the arrays have other names than the study's", detail="names")
     return unpack_vector(arrays[VECTOR], size)
+
+
+def _numbers(data: bytes, start: int) -> Vector:
+    return np.frombuffer(data, dtype="<f4", offset=start).astype(np.float32, copy=False)
 
 
 def _header(size: int) -> bytes:

@@ -137,7 +137,7 @@ class FlatNetwork:
         Raises:
             SpecMismatch: Another length, dimension or dtype.
         """
-        self.vector.copy_(_fitting(vector, self.spec.size))
+        _copy(vector, self.vector)
         for counter, initial in self._counters:
             counter.copy_(initial)
 
@@ -150,7 +150,7 @@ class FlatNetwork:
         Raises:
             SpecMismatch: Another length, dimension or dtype.
         """
-        self.local.copy_(self._initial_local if vector is None else _fitting(vector, self.local_spec.size))
+        _copy(self._initial_local if vector is None else vector, self.local)
 
     def zero_grad(self) -> None:
         """Set every gradient to zero, in one operation."""
@@ -165,15 +165,18 @@ def _ones(runs: Sequence[slice], size: int, device: torch.device | str) -> torch
     return mask
 
 
-def _fitting(vector: torch.Tensor | npt.NDArray[np.float32], size: int) -> torch.Tensor:
-    if vector.dtype not in (torch.float32, np.dtype("=f4")) or tuple(vector.shape) != (size,):
+def _copy(vector: torch.Tensor | npt.NDArray[np.float32], place: torch.Tensor) -> None:
+    if vector.dtype not in (torch.float32, np.dtype("=f4")) or tuple(vector.shape) != (len(place),):
         raise SpecMismatch(
-            f"a model of shape {tuple(vector.shape)} and {vector.dtype} is not the network's ({size},) float32",
+            f"a model of shape {tuple(vector.shape)} and {vector.dtype} is not the network's ({len(place)},) float32",
             "load a model of the same study and network",
         )
-    if isinstance(vector, np.ndarray):
-        return torch.from_numpy(np.require(vector, requirements=["C", "W"]))
-    return vector
+    if isinstance(vector, torch.Tensor):
+        place.copy_(vector)
+    elif place.device.type == "cpu":
+        np.copyto(place.numpy(), vector)  # torch wants memory that can be written to, and would copy twice
+    else:
+        place.copy_(torch.from_numpy(np.require(vector, requirements=["C", "W"])))
 
 
 def floating_state(module: nn.Module) -> dict[str, torch.Tensor]:

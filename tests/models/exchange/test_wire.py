@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from hypothesis import given, settings
@@ -75,10 +76,28 @@ def test_an_envelope_comes_out_as_it_went_in(
 @pytest.mark.parametrize("size", [SIZE, None])
 def test_a_vector_is_read_where_it_lies(size: int | None) -> None:
     array = wire.pack_vector(VECTOR)
-    vector = wire.unpack_vector(array, size)
-    assert vector.dtype == np.float32
-    assert np.shares_memory(vector, np.frombuffer(array.data, np.uint8))
-    assert not vector.flags.writeable
+    here = wire.unpack_vector(array, size)
+    assert np.shares_memory(here, VECTOR)  # nothing was sent, so nothing was made of it
+
+    came = Array("float32", array.shape, "numpy.ndarray", array.data)
+    there = wire.unpack_vector(came, size)
+    assert np.shares_memory(there, np.frombuffer(came.data, np.uint8))
+    assert [vector.dtype for vector in (here, there)] == [np.float32] * 2
+    assert not here.flags.writeable
+    assert not there.flags.writeable
+
+
+def test_a_vector_travels_as_flower_s_own_array() -> None:
+    array, own = wire.pack_vector(VECTOR), Array(VECTOR)
+    assert array.deflate() == own.deflate()
+    assert get_all_nested_objects(array).keys() == get_all_nested_objects(own).keys()
+    assert array.object_id == own.object_id
+
+
+def test_a_vector_that_is_sent_lies_in_memory_once() -> None:
+    array = wire.VectorArray(VECTOR.copy())
+    data = np.frombuffer(array.data, np.uint8)
+    assert np.shares_memory(wire.unpack_vector(array, SIZE), data)
 
 
 def test_reading_a_large_vector_takes_no_memory_of_its_size() -> None:
@@ -100,7 +119,7 @@ def test_what_flower_packs_itself_is_read_too() -> None:
 def test_several_messages_can_share_one_packed_vector() -> None:
     array = wire.pack_vector(VECTOR)
     records = [wire.pack(envelope(), array) for _ in range(3)]
-    assert all(record["arrays"]["vector"].data is array.data for record in records)
+    assert all(record["arrays"]["vector"] is array for record in records)
 
 
 class Spy:
