@@ -90,9 +90,7 @@ def silo_of(context: Context) -> Silo:
     return open_silo(Path(path), hurried=not simulated, threads=threads if isinstance(threads, int) else None)
 
 
-def open_silo(
-    path: Path, progress: Report | None = None, *, hurried: bool = True, threads: int | None = None
-) -> Silo:
+def open_silo(path: Path, progress: Report | None = None, *, hurried: bool = True, threads: int | None = None) -> Silo:
     """The silo of a `site.toml`, opened once per process; see `Silo`."""
     path = path.resolve()
     if path in _resting:
