@@ -17,7 +17,7 @@ from models.errors import ConfigError, Locked
 _LARGEST_SECRET = 64 * 1024  # bytes
 
 
-def write_all(number: int, content: bytes) -> None:
+def write_all(number: int, content: bytes | memoryview) -> None:
     """Write every byte to an open file; `os.write` alone may write fewer, and never more than 2 GiB.
 
     Args:

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
