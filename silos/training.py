@@ -9,7 +9,7 @@ et al., ICML 2020) it gets c - c_i added, the consortium's control variate less 
 import contextlib
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -144,15 +144,15 @@ def evaluate(
         task: Gives the metrics; it judges cases as they come, and only what it keeps of them is held.
         data: Held-out cases; none gives no metrics.
         batch_size: Cases at a time; does not change the result's meaning, but may its last bits.
-        wanted: Metrics to work out; all that the task has if None.
+        wanted: Metrics to work out; all that the task has if None. For none of them no case is looked at.
 
     Returns:
         Metrics by name; empty when there are no cases.
     """
     count = len(data)
-    if count == 0:
-        return {}
     wanted = task.metrics if wanted is None else task.metrics.intersection(wanted)
+    if count == 0 or not wanted:
+        return {}
     network.module.eval()
     with _reproducible():
         found = [
@@ -203,11 +203,14 @@ def _reproducible() -> Iterator[None]:
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
     )
-    benchmark = torch.backends.cudnn.benchmark
+    memory: Any = torch.utils.deterministic  # mypy does not know its switch
+    benchmark, fill = torch.backends.cudnn.benchmark, memory.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
+    memory.fill_uninitialized_memory = False  # nobody reads it, and it is a tenth of a step
     torch.backends.cudnn.benchmark = False
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        memory.fill_uninitialized_memory = fill
         torch.backends.cudnn.benchmark = benchmark

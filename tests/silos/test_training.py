@@ -290,28 +290,29 @@ def test_an_epoch_has_as_many_steps_as_batches_are_needed(count: int, batch: int
 
 
 @pytest.fixture(params=[(False, False, False), (True, True, True), (True, False, False)])
-def flags(request: pytest.FixtureRequest) -> Iterator[tuple[bool, bool, bool]]:
-    """Deterministic algorithms, whether they only warn, and cuDNN's benchmark mode."""
+def flags(request: pytest.FixtureRequest) -> Iterator[tuple[bool, bool, bool, bool]]:
+    """Deterministic algorithms, whether they only warn, cuDNN's benchmark mode, and whether new memory is filled."""
 
     def put(deterministic: bool, warn_only: bool, benchmark: bool) -> None:
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
         torch.backends.cudnn.benchmark = benchmark
 
     put(*request.param)
-    yield request.param
+    yield *request.param, True
     put(False, False, False)
 
 
-def present() -> tuple[bool, bool, bool]:
+def present() -> tuple[bool, bool, bool, bool]:
     return (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
         torch.backends.cudnn.benchmark,
+        torch.utils.deterministic.fill_uninitialized_memory,
     )
 
 
 def test_training_and_evaluation_leave_torchs_chance_and_flags_as_they_were(
-    setup: Setup, data: Toy, flags: tuple[bool, bool, bool]
+    setup: Setup, data: Toy, flags: tuple[bool, bool, bool, bool]
 ) -> None:
     network, task = setup(**CHANCY)
     torch.manual_seed(12)
@@ -321,10 +322,10 @@ def test_training_and_evaluation_leave_torchs_chance_and_flags_as_they_were(
     training.evaluate(network, task, data)
     assert torch.equal(torch.get_rng_state(), before)
     assert present() == flags
-    assert set(inside) == {(True, True, False)}  # deterministic while it lasts
+    assert set(inside) == {(True, True, False, False)}  # deterministic while it lasts
 
 
-def test_training_that_fails_leaves_them_so_too(setup: Setup, data: Toy, flags: tuple[bool, bool, bool]) -> None:
+def test_training_that_fails_leaves_them_so_too(setup: Setup, data: Toy, flags: tuple[bool, bool, bool, bool]) -> None:
     network, task = setup(**CHANCY)
     before = torch.get_rng_state()
 
@@ -393,3 +394,9 @@ def test_metrics_are_those_of_the_whole_held_out_side_at_once(setup: Setup, data
 def test_nobody_held_out_gives_no_metrics(setup: Setup) -> None:
     network, task = setup()
     assert training.evaluate(network, task, Toy.draw(0)) == {}
+
+
+def test_no_case_is_looked_at_when_no_metric_is_wanted(setup: Setup, data: Toy) -> None:
+    network, task = setup()
+    assert training.evaluate(network, task, data, wanted=[]) == {}
+    assert data.taken == []
