@@ -1,6 +1,7 @@
 """`intramural-aggregator`: the commands of the research coordinator."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,6 +73,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     whom.add_argument("--service", type=Path, metavar="HOME", help="those connected to the service of this folder")
     _json(survey)
     survey.set_defaults(run=_survey)
+
+    sweep = commands.add_parser("sweep", help="run a study with several strategies, parameters and seeds, and compare")
+    sweep.add_argument("sweep", type=Path, help="sweep.toml")
+    sweep.add_argument("out", type=Path, help="folder of the runs and results; what is in it is not run again")
+    _json(sweep)
+    sweep.set_defaults(run=_sweep)
 
     stop = commands.add_parser("stop", help="stop a study that runs over the network; `run` goes on with it")
     stop.add_argument("study", type=Path, help="study folder")
@@ -231,6 +238,24 @@ def _survey(arguments: argparse.Namespace) -> int:
             if not isinstance(answer, Survey):
                 print(f"{name} tells nothing: {answer}")
     return OK if any(isinstance(answer, Survey) for answer in answers.values()) else FAILED
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    from aggregator.sweep import Run, sweep
+    from aggregator.sweep.comparison import as_json, table
+
+    def told(run: Run, problem: str) -> None:
+        print(f"{run.arm.label}, seed {run.seed}: {problem or 'done'}", file=sys.stderr)
+
+    with progress() as report:
+        outcome = sweep(arguments.sweep, arguments.out, told, report)
+    if arguments.json:
+        show_json({"arms": as_json(outcome.comparison), "failed": len(outcome.failed), "files": outcome.files})
+    else:
+        if outcome.comparison:
+            show_table(str(arguments.sweep), *table(outcome.comparison))
+        print("\n".join(map(str, outcome.files)))
+    return FAILED if outcome.failed or not outcome.comparison else OK
 
 
 def _stop(arguments: argparse.Namespace) -> int:

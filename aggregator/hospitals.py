@@ -6,13 +6,16 @@ from typing import Any
 from models.errors import ConfigError
 
 
-def hospital_side() -> Any:
-    """What opens a hospital in this process, as the installed distribution names it.
+def hospital_side(name: str = "open") -> Any:
+    """A function of the hospital's side, as the installed distribution names it.
+
+    Args:
+        name: `open`, which opens a hospital in this process; or `derive`, which makes one from another.
 
     Raises:
         ConfigError: It is not installed, or something that it needs is not.
     """
-    for entry in entry_points(group="intramural.silo", name="open"):
+    for entry in entry_points(group="intramural.silo", name=name):
         try:
             return entry.load()
         except ImportError as error:

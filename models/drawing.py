@@ -102,7 +102,6 @@ def groups(
     names: Sequence[str],
     series: Mapping[str, Sequence[Bar]],
     *,
-    floor: float | None = 0.0,
     height: int = 240,
     right: int = _RIGHT,
 ) -> str:
@@ -112,13 +111,12 @@ def groups(
         title: What is drawn.
         unit: Of the values.
         names: Below the groups.
-        series: By what a bar is of, a bar above each name.
-        floor: Where the scale begins; None, just below the lowest value.
+        series: By what a bar is of, a bar above each name; values not below 0.
         height: Of the drawing, of 720 wide.
         right: Of that width, what the names of the series take.
     """
     values = [value for row in series.values() for bar in row if bar for value in bar]
-    frame = _Frame(title, values or [0.0], floor, height=height, right=right, names=names)
+    frame = _Frame(title, values, height=height, right=right, names=names)
     width = min(28.0, 0.8 * frame.slot(len(names)) / len(series))
     drawn = []
     for number, (what, row) in enumerate(series.items()):
@@ -129,7 +127,7 @@ def groups(
             value, low, high = bar
             x = frame.centre(place, len(names)) + (number - len(series) / 2) * width
             told = f"{names[place]}, {what}: {value:.4g} {unit} ({low:.4g} to {high:.4g})"
-            drawn.append(frame.bar(x, 0.92 * width, frame.low, value, colour, told))
+            drawn.append(frame.bar(x, 0.92 * width, 0, value, colour, told))
             middle, ends = x + 0.46 * width, (frame.y(low), frame.y(high))
             drawn.append(
                 f'<line x1="{middle:.1f}" x2="{middle:.1f}" y1="{ends[0]:.1f}" y2="{ends[1]:.1f}" stroke="#111"/>'
@@ -175,14 +173,14 @@ class _Frame:
     ) -> None:
         self._title, self._height, self._right = title, height, right
         self.ticks = _ticks(min(values, default=0.0) if floor is None else floor, max(values, default=1.0))
-        self.low, self._high = self.ticks[0], self.ticks[-1]
+        self._low, self._high = self.ticks[0], self.ticks[-1]
         self.inner = _WIDTH - _LEFT - right
         self._leaning = bool(names) and max(map(len, map(_short, names))) * _LETTER > self.slot(len(names))
         self.floor = height - (72 if self._leaning else _BOTTOM)
 
     def y(self, value: float) -> float:
         """Where a value stands."""
-        return self.floor - (value - self.low) / (self._high - self.low) * (self.floor - _TOP)
+        return self.floor - (value - self._low) / (self._high - self._low) * (self.floor - _TOP)
 
     def slot(self, count: int) -> float:
         """The width of one of so many."""

@@ -1,7 +1,7 @@
 """A hospital made from another, for simulations: its `site.toml` in another folder, over the same images.
 
-    derive("north/site.toml", Path("runs/1/north"))                      # the same hospital, with a ledger of its own
-    derive("all/site.toml", Path("parts/a"), name="a", patients=[...])   # a part of it, as a hospital with its own key
+    derive("north/site.toml", Path("run-1"))                          # run-1/north: the same, with a ledger of its own
+    derive("all/site.toml", Path("parts"), name="a", patients=[...])  # parts/a: some of the patients, with its own key
 
 Images and labels stay where they are, and index and image cache are shared with the first hospital; nothing is copied.
 What the policy allows stays as it is; whatever is needed to take part over the network is left out.
@@ -27,20 +27,21 @@ _HEADING = """\
 
 
 def derive(
-    source: Path | str, folder: Path | str, *, name: str | None = None, patients: Sequence[str] | None = None
+    source: Path | str, out: Path | str, *, name: str | None = None, patients: Sequence[str] | None = None
 ) -> Path:
     """Write the `site.toml` of a hospital that is made from another.
 
     Args:
         source: The `site.toml` of the other.
-        folder: Where this one lives, with a work folder of its own.
-        name: Its name; with another name it gets a key of its own.
+        out: Where this one's folder lies, which has its name and holds a work folder of its own.
+        name: Its name, with a key of its own; without one it is the other, with the other's key.
         patients: The PatientIDs that are its; all of the other's by default.
 
     Raises:
         ConfigError: The source is wrong, or the key is there already.
     """
-    site, folder = Site.load(source), Path(folder).absolute()
+    site = Site.load(source)
+    folder = Path(out).absolute() / (name or site.name)
     content: dict[str, Any] = site.model_dump(mode="json", exclude_unset=True, exclude_none=True)
     make_folder(folder, 0o700)
     if name is not None:

@@ -155,7 +155,7 @@ def _part(site: Site, source: Path, out: Path, name: str, people: pd.DataFrame, 
     training, held_out = int((~people["held_out"]).sum()), int(people["held_out"].sum())
     return Part(
         name=name,
-        site=derive(source, out / name, name=name, patients=list(people.index)),
+        site=derive(source, out, name=name, patients=list(people.index)),
         values=tuple(np.unique(people["value"])) if "value" in people else (),
         training=training,
         held_out=held_out,

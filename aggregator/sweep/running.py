@@ -1,0 +1,158 @@
+"""The runs of a sweep: each arm with each seed, as a real study with ledgers on both sides.
+
+    OUT/runs/fedprox-mu=0.01/seed-2/
+      plan.toml         the arm's study
+      study/            its study folder
+      hospitals/NAME/   each hospital's ledger and work of this run
+
+A ledger has one writer, so every run has hospitals of its own; their images, index and image cache are those of the
+hospitals that the sweep names, shared by all. A run that is over is not run again, and one that was killed goes on.
+"""
+
+import logging
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from aggregator import rounds
+from aggregator.history import History, read_study
+from aggregator.hospitals import hospital_side
+from aggregator.local import LocalGrid
+from aggregator.study import Study
+from aggregator.sweep.arms import Arm
+from models.console import Report
+from models.errors import ConfigError, IntramuralError
+from models.ledger.disk import publish
+from models.plan import Plan
+
+_LOOK = 0.5  # seconds between two looks at how far runs are
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One arm with one seed.
+
+    Attributes:
+        arm: What is run.
+        seed: With which seed.
+        folder: Where.
+        sites: `site.toml` of each hospital.
+    """
+
+    arm: Arm
+    seed: int
+    folder: Path
+    sites: tuple[Path, ...]
+
+    @property
+    def study(self) -> Path:
+        """Its study folder."""
+        return self.folder / "study"
+
+    @property
+    def plan(self) -> Plan:
+        """Its plan."""
+        return Plan.parse({**self.arm.content, "seed": self.seed}, source=self.arm.label)
+
+    def history(self) -> History | None:
+        """What happened, once it is over.
+
+        Raises:
+            ConfigError: The folder holds a run of another plan.
+        """
+        if not (self.study / "agreement.json").is_file():
+            return None
+        agreement, history = read_study(self.study)
+        if agreement.plan != self.plan:
+            raise ConfigError(
+                f"{self.folder}: holds a run of another plan: the study or the sweep was changed since",
+                "sweep into another folder, or delete that run",
+            )
+        return history if history.closed else None
+
+    @property
+    def rounds_done(self) -> int:
+        """How many rounds are over; cheap."""
+        try:
+            return max(0, (self.study / "metrics.jsonl").read_bytes().count(b"\n") - 1)
+        except OSError:
+            return 0
+
+
+def carry_out(run: Run) -> None:
+    """Run one to its end, or go on with it.
+
+    Raises:
+        IntramuralError: Whatever stops a study.
+    """
+    derive = hospital_side("derive")
+    run.folder.mkdir(parents=True, exist_ok=True)
+    sites = [derive(site, run.folder / "hospitals") for site in run.sites]
+    if not (run.study / "agreement.json").is_file():
+        publish(run.folder / "plan.toml", run.arm.toml(run.seed))
+        Study.create(run.folder / "plan.toml", run.study).close()
+    with Study.open(run.study) as study, LocalGrid(sites) as grid:
+        rounds.run(study, grid)
+
+
+def carry_out_all(
+    runs: Sequence[Run], processes: int, ended: Callable[[Run, str], None], progress: Report | None = None
+) -> None:
+    """Carry runs out, so many at a time, each in a process with one thread; one that fails does not stop the others.
+
+    Args:
+        runs: Those that are not over.
+        processes: How many at a time.
+        ended: Called when a run is over, with what went wrong ("" if nothing did).
+        progress: Told how many rounds of all are over.
+    """
+    if not runs:
+        return
+    whole, before = sum(run.plan.rounds for run in runs), 0
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(processes, len(runs)), mp_context=context, initializer=_begin) as pool:
+        try:
+            waiting = {pool.submit(_guarded, run): run for run in runs}
+            while waiting:
+                done, _ = wait(waiting, timeout=_LOOK, return_when=FIRST_COMPLETED)
+                for future in done:
+                    ended(waiting.pop(future), future.result())
+                if progress and (over := sum(run.rounds_done for run in runs)) != before:
+                    progress("rounds", over, whole)
+                    before = over
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
+
+
+def _begin() -> None:
+    """In a new process: one thread, no talk, and an end with the process that began it."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    for name in ("flwr", "intramural"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
+
+
+def _guarded(run: Run) -> str:
+    """Carry a run out; what went wrong, as text, because not every exception can be handed to another process."""
+    try:
+        carry_out(run)
+    except IntramuralError as error:
+        return f"{error} ({error.hint})" if error.hint else str(error)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
