@@ -62,6 +62,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="with --local: share the hospitals out to N processes of one thread each, with the same result; pays "
         "on N idle cores when a hospital trains for seconds, not milliseconds (default: 1, no other process)",
     )
+    run.add_argument(
+        "--log",
+        action="append",
+        default=[],
+        metavar="KIND:WHERE",
+        help="with --local: show the numbers in tensorboard:FOLDER or mlflow:URI too; may be repeated",
+    )
     run.add_argument("--detach", action="store_true", help="over the network: do not wait for the end")
     _json(run)
     run.set_defaults(run=_run)
@@ -189,6 +196,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _run_here(arguments: argparse.Namespace) -> None:
     import aggregator
     from aggregator import Study, run
+    from aggregator.loggers import logger
 
     sites, workers = arguments.local, arguments.workers
     if arguments.engine == "ray":
@@ -196,14 +204,26 @@ def _run_here(arguments: argparse.Namespace) -> None:
     else:
         engine = aggregator.LocalGrid(sites, workers)
     with Study.open(arguments.study) as study, engine as grid, progress() as report:
-        rounds = study.plan.rounds
-        run(study, grid, lambda history: report("rounds", len(history.rounds) - 1, rounds))
+        rounds, logs = study.plan.rounds, [logger(study, where) for where in arguments.log]
+
+        def on_round(history: "History") -> None:
+            if not history.closed:
+                report("rounds", len(history.rounds) - 1, rounds)
+            for log in logs:
+                log(history)
+
+        run(study, grid, on_round)
 
 
 def _run_there(arguments: argparse.Namespace) -> None:
     from aggregator.service.home import Home
     from aggregator.service.studies import follow, start
+    from models.errors import ConfigError
 
+    if arguments.log:
+        raise ConfigError(
+            "--log: goes with --local only", "leave it out; the numbers stand in the study's metrics.jsonl"
+        )
     home = Home.open(arguments.service)
     start(home, arguments.study)
     if not arguments.detach:

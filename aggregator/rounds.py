@@ -56,7 +56,8 @@ def run(study: Study, grid: StudyGrid, on_round: Callable[[History], None] | Non
     Args:
         study: Open for work.
         grid: Its hospitals.
-        on_round: Called with the history so far when a round is over.
+        on_round: Called with the history so far when a round is over, and once more when the study is over: only then
+            has the last model been measured.
 
     Returns:
         The final model and the history; of a study that was over before, the same again.
@@ -71,6 +72,8 @@ def run(study: Study, grid: StudyGrid, on_round: Callable[[History], None] | Non
         position = study.position
     history = read_history(study.ledger.records, plan)
     write_metrics(study.folder / "metrics.jsonl", history)
+    if on_round:
+        on_round(history)
     return Outcome(study.digest, study.model_path(position.model), position.digest, history)
 
 

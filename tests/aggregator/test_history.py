@@ -108,10 +108,11 @@ def test_an_auditor_reads_the_same_history_without_any_key(toy: Make) -> None:
     assert read_history(opened.records, world.study.plan) == history
 
 
-def test_the_history_is_told_after_every_round(toy: Make) -> None:
+def test_the_history_is_told_after_every_round_and_whole_at_the_end(toy: Make) -> None:
     world, told = toy(rounds=3), []
-    world.run(on_round=lambda history: told.append(len(history.rounds)))
-    assert told == [2, 3, 4]
+    outcome = world.run(on_round=lambda history: told.append((len(history.rounds), history.closed)))
+    assert told == [(2, False), (3, False), (4, False), (4, True)]
+    assert outcome.history.closed
 
 
 def strict(text: str) -> Any:
