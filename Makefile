@@ -35,6 +35,7 @@ check: setup
 
 bench: setup
 	$(BIN)/python scripts/bench.py
+	$(BIN)/python scripts/bench_training.py
 	$(BIN)/python scripts/bench_ingest.py --with-gdcm
 
 clean:

@@ -11,6 +11,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -34,6 +35,7 @@ class Update:
         patients: Patients trained on.
         images: Images trained on.
         work: Share of the planned steps that were done, if the study asks.
+        precision: In which the training was done, if in less than float32.
         evaluated_patients: Patients behind the metrics.
         evaluated_images: Images behind the metrics.
         metrics: Every number that was measured.
@@ -47,6 +49,7 @@ class Update:
     evaluated_images: int
     metrics: Mapping[str, float]
     work: float | None = None
+    precision: Literal["bfloat16"] | None = None
 
 
 @dataclass(frozen=True)
@@ -225,6 +228,7 @@ def release(
             "filters": filters,
             "examples": _weight(policy, plan.weights, update),
             "work": None if update.work is None else _tenths(update.work),
+            "precision": update.precision,
             "privacy": None if spent is None else Privacy(epsilon=round(spent, 6), delta=policy.delta),
         }
     )

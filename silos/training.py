@@ -19,6 +19,7 @@ from models.exchange.spec import Vector
 from models.plan import Training
 from models.tasks import Case, Task
 from models.tasks.flat import FlatNetwork
+from silos.precision import layout, trains_in_bfloat16
 
 
 class Cases(Protocol):
@@ -71,20 +72,26 @@ def fit(
         The difference to what came, `(spec.size,)` float32 on the CPU; the network's control variates are not changed.
     """
     device = network.weights.device
-    base = network.weights.clone()
+    start = network.weights.clone()
     chance = torch.Generator().manual_seed(seed)
     optimizer = _optimizer(network, training)
     total = _steps(training, len(data))
     cuda = [device.index or 0] if device.type == "cuda" else []
     network.module.train()
-    with torch.random.fork_rng(devices=cuda), _reproducible():
+    half = trains_in_bfloat16(device, training)
+    with (
+        torch.random.fork_rng(devices=cuda),
+        _reproducible(),
+        layout(network) if half else contextlib.nullcontext(),
+    ):
+        base = network.weights.clone() if half and mu else start  # in the order in which the weights lie meanwhile
         torch.default_generator.manual_seed(seed)
         if cuda:
             torch.cuda.manual_seed(seed)
         for step, rows in enumerate(_batches(len(data), training.batch_size, total, chance), start=1):
             inputs, targets = task.sample(data.take(rows), chance)
             network.zero_grad()
-            with _precision(device, training):
+            with torch.autocast(device.type, torch.bfloat16, enabled=half):
                 outputs = network.module(inputs.to(device))
             loss = task.loss(outputs.float(), targets.to(device))
             loss.backward()  # type: ignore[no-untyped-call]
@@ -93,7 +100,7 @@ def fit(
             optimizer.step()
             if on_step and on_step(step, total) is False:
                 break
-    delta = network.weights - base
+    delta = network.weights - start
     if network.control is not None:
         delta = torch.cat([control_change(network, delta, step * training.learning_rate), delta])
     return delta.cpu().numpy()
@@ -188,12 +195,6 @@ def _optimizer(network: FlatNetwork, training: Training) -> torch.optim.Optimize
         return torch.optim.SGD(network.trainable, lr=rate, momentum=training.momentum, weight_decay=decay)
     kind = torch.optim.Adam if training.optimizer == "adam" else torch.optim.AdamW
     return kind(network.trainable, lr=rate, weight_decay=decay)
-
-
-def _precision(device: torch.device, training: Training) -> contextlib.AbstractContextManager[object]:
-    if training.mixed_precision and device.type == "cuda":
-        return torch.autocast("cuda", dtype=torch.bfloat16)
-    return contextlib.nullcontext()
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ from silos.config import Site
 from silos.dataset import Dataset
 from silos.dicom.scan import Scan, scan
 from silos.pace import Pace
+from silos.precision import trains_in_bfloat16
 
 _networks: dict[tuple[str, torch.device], FlatNetwork] = {}  # one
 
@@ -127,6 +128,7 @@ def visit(
         patients=matched.patients(held_out=False),
         images=len(bench.data.train),
         work=work if plan.stragglers == "partial" else None,
+        precision="bfloat16" if trains_in_bfloat16(network.weights.device, plan.training) else None,
         evaluated_patients=matched.patients(held_out=True),
         evaluated_images=len(bench.data.held_out),
         metrics=metrics,

@@ -266,6 +266,7 @@ def in_short(manifest: Manifest) -> dict[str, str | float | int]:
         "filters": ", ".join(filters(manifest)) or None,
         "examples": band(manifest.examples) or None,
         "work": manifest.work,
+        "precision": manifest.precision,
         "evaluated": band(manifest.evaluated) or None,
         "metrics": listed(manifest.metrics) or None,
         "withheld": ", ".join(manifest.withheld) or None,

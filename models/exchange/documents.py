@@ -136,7 +136,8 @@ class Manifest(Document):
     """All that leaves a silo in one visit. Without `digest` it is a report: metrics and no arrays.
 
     In a study that takes partial work, an update tells `work`, the share of the planned local work that was done, in
-    whole tenths, rounded down: finer, it would tell how many images there are.
+    whole tenths, rounded down: finer, it would tell how many images there are. `precision` is told where training was
+    done in less than float32.
     """
 
     base: Digest
@@ -147,6 +148,7 @@ class Manifest(Document):
     filters: list[Filter] = []
     examples: Examples | None = None
     work: Annotated[float | None, Field(ge=0, le=1, exclude_if=lambda value: value is None)] = None
+    precision: Annotated[Literal["bfloat16"] | None, Field(exclude_if=lambda value: value is None)] = None
     evaluated: Examples | None = None
     metrics: dict[MetricName, float] = {}
     withheld: list[MetricName] = []

@@ -30,7 +30,7 @@ class Training(Settings):
     decay: Annotated[float, Field(gt=0, le=1)] = 1.0  # multiplies the learning rate after every round
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0  # sgd only
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
-    mixed_precision: bool = False  # bfloat16 autocast, on CUDA only
+    mixed_precision: bool = False  # bfloat16, where the processor has it
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:

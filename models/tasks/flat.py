@@ -30,7 +30,8 @@ consortium's control variate, and the hospital's own stays with its `local` stat
     flat.control - flat.own                     # what each gradient is corrected by
 """
 
-from collections.abc import Collection, Sequence
+import contextlib
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +42,7 @@ from models.errors import SpecMismatch
 from models.exchange.spec import Spec
 
 _CONTROL, _OWN = "#", "~"
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by dimensions of a convolution's weights
 
 
 class FlatNetwork:
@@ -108,13 +110,16 @@ class FlatNetwork:
         self.vector, self.local = everything[:travels], everything[travels:]
         self.weights = trained[:size]
         self.control, self.own = (everything[:beside], everything[-beside:]) if control else (None, None)
-        self._gradients = torch.zeros_like(trained)
+        self._trained, self._gradients = trained, torch.zeros_like(trained)
         self.gradient = self._gradients[:size]
         start, runs = 0, list[slice]()
+        self._convolutions = list[tuple[torch.Tensor, slice]]()
         for part in (*Spec.of(shared).tensors, *Spec.of(kept).tensors):
             tensor, window = state[part.name], slice(start, start + part.size)
             trained[window].copy_(tensor.detach().reshape(-1))
             tensor.data = trained[window].view(tensor.shape)
+            if tensor.dim() in _CHANNELS_LAST:
+                self._convolutions.append((tensor, window))
             if tensor.requires_grad:
                 tensor.grad = self._gradients[window].view(tensor.shape)
                 before = runs.pop().start if runs and runs[-1].stop == start else start
@@ -155,6 +160,37 @@ class FlatNetwork:
     def zero_grad(self) -> None:
         """Set every gradient to zero, in one operation."""
         self._gradients.zero_()
+
+    @contextlib.contextmanager
+    def channels_last(self) -> Iterator[None]:
+        """Inside, the weights of convolutions lie in memory with their channels last, which some kernels want.
+
+        Each stays in its own window of the vectors, so that whatever treats every number by itself (a step, a
+        difference, a pull) goes on as before, if all that it combines was made inside, or all of it outside.
+        What is to be saved or sent is to be taken outside.
+        """
+        self._arrange(last=True)
+        try:
+            yield
+        finally:
+            self._arrange(last=False)
+
+    def _arrange(self, *, last: bool) -> None:
+        for tensor, window in self._convolutions:
+            form = _CHANNELS_LAST[tensor.dim()] if last else torch.contiguous_format
+            new = torch.empty(tensor.shape, device="meta", memory_format=form)
+            for variate in (self.control, self.own):
+                if variate is not None and window.stop <= len(variate):
+                    _rearranged(variate[window], tensor, new)
+            if tensor.grad is not None:
+                tensor.grad = _rearranged(self._gradients[window], tensor, new)
+            tensor.data = _rearranged(self._trained[window], tensor, new)
+
+
+def _rearranged(window: torch.Tensor, old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """The numbers of a window in another order; both orders are those of a tensor of the same shape."""
+    before = window.as_strided(old.shape, old.stride()).clone()
+    return window.as_strided(new.shape, new.stride()).copy_(before)
 
 
 def _ones(runs: Sequence[slice], size: int, device: torch.device | str) -> torch.Tensor:

@@ -192,6 +192,7 @@ def _learning(plan: Plan) -> str:
     told += [f"times {training.decay:g} after every round"] if training.decay != 1 else []
     told += [f"momentum {training.momentum:g}"] if training.momentum else []
     told += [f"weight decay {training.weight_decay:g}"] if training.weight_decay else []
+    told += ["in bfloat16 where the processor has it"] if training.mixed_precision else []
     return ", ".join(told)
 
 

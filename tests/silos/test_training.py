@@ -1,5 +1,6 @@
 """What local training promises: FedAvg and FedProx as published, and the same bits each time."""
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -13,10 +14,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from models import tasks
-from models.plan import Plan, Training
+from models.plan import Classification, Plan, Training
 from models.tasks import Case, Task
 from models.tasks.flat import FlatNetwork
-from silos import training
+from models.tasks.networks import norm_state
+from silos import precision, training
 
 MakePlan = Callable[..., Plan]
 
@@ -70,6 +72,7 @@ Setup = Callable[..., tuple[FlatNetwork, Task]]
 
 DROPOUT = {"name": "cnn", "arguments": {"channels": [8, 16], "dropout": 0.3}}
 BATCH_NORM = {"name": "cnn", "arguments": {"channels": [8, 16], "norm": "batch"}}
+TASK = {"name": "classification", "classes": ["none", "lesion"], "modality": ["MR"], "window": [0, 1]}
 CHANCY = {"network": DROPOUT, "augment": True}
 
 
@@ -225,8 +228,76 @@ def test_the_update_is_what_training_changed_and_nothing_shared(setup: Setup, da
     assert all(network.spec.named(delta)[name].any() for name in means)  # BatchNorm's statistics travel
 
 
-def test_mixed_precision_changes_nothing_on_a_cpu(setup: Setup, data: Toy) -> None:
+@pytest.fixture
+def able(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor with bfloat16; others can do the same arithmetic, slowly."""
+    monkeypatch.setattr(precision, "has_bfloat16", lambda _: True)
+
+
+def test_mixed_precision_changes_nothing_where_the_processor_has_none(
+    setup: Setup, data: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "has_bfloat16", lambda _: False)
     assert trained(setup, data, mixed_precision=True).tobytes() == trained(setup, data, mixed_precision=False).tobytes()
+
+
+WIDE = {"name": "cnn", "arguments": {"channels": [64, 64]}}  # eight channels in each group
+
+
+@pytest.mark.usefixtures("able")
+@pytest.mark.parametrize("network", [DROPOUT, BATCH_NORM, WIDE], ids=["few channels a group", "batch", "many"])
+def test_training_in_bfloat16_repeats_to_the_bit_and_fedprox_without_mu_is_fedavg(
+    setup: Setup, data: Toy, network: dict[str, Any]
+) -> None:
+    task = {"network": network, "augment": True}
+    first = trained(setup, data, task, mixed_precision=True)
+    torch.rand(100)
+    assert trained(setup, data, task, mixed_precision=True, mu=0.0).tobytes() == first.tobytes()
+    full = trained(setup, data, task)
+    assert full.tobytes() != first.tobytes()
+    assert np.linalg.norm(full - first) < 0.1 * np.linalg.norm(full)
+
+
+@pytest.mark.usefixtures("able")
+@pytest.mark.parametrize("network", [DROPOUT, BATCH_NORM], ids=["group", "batch"])
+def test_training_in_bfloat16_learns_what_can_be_learnt(setup: Setup, network: dict[str, Any]) -> None:
+    data, unseen, found = Toy.draw(48), Toy.draw(48, seed=1), []
+    for half in (False, True):
+        flat, task = setup(network=network)
+        length = how(optimizer="adam", learning_rate=0.01, epochs=25, mixed_precision=half)
+        training.fit(flat, task, data, length, mu=0.01, seed=1)
+        found.append(training.evaluate(flat, task, unseen))
+    assert found[1]["auc"] > 0.95
+    assert abs(found[1]["auc"] - found[0]["auc"]) < 0.02
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_with_channels_last_every_rule_of_training_is_the_same(data: Toy, dimensions: int) -> None:
+    """FedProx's pull, SCAFFOLD's correction, decay and momentum, in float32: only the order of sums may differ."""
+    volumes = Toy(data.targets, data.images if dimensions == 2 else np.stack([data.images] * 8, axis=-1))
+    settings = {"dimensions": dimensions, "size": [16, 16, 8][:dimensions], "network": BATCH_NORM}
+    spaced = {"spacing": [1, 1, 1]} if dimensions == 3 else {}
+    task = tasks.task(Classification.parse(TASK | settings | spaced, source="test"))
+    chance = np.random.default_rng(0)
+    length = how(learning_rate=0.01, momentum=0.9, weight_decay=0.1)
+    vectors = []
+    for last in (False, True):
+        network = FlatNetwork(task.build(3), local=norm_state(task.build(3)), control=True)
+        assert network.control is not None
+        assert network.own is not None
+        first = {name: tensor.stride() for name, tensor in network.module.state_dict().items()}
+        if not last:
+            control = chance.normal(0, 0.1, len(network.control)).astype(np.float32)
+        network.control.copy_(torch.from_numpy(control))
+        network.own.copy_(network.control * 0.5)
+        with network.channels_last() if last else contextlib.nullcontext():
+            inside = {name: tensor.stride() for name, tensor in network.module.state_dict().items()}
+            training.fit(network, task, volumes, length, mu=0.5, seed=1)
+        assert (inside != first) is last
+        assert {name: tensor.stride() for name, tensor in network.module.state_dict().items()} == first
+        vectors.append((network.vector.numpy(), network.local.numpy(), network.gradient.numpy()))
+    for plain, other in zip(*vectors, strict=True):
+        np.testing.assert_allclose(other, plain, rtol=1e-3, atol=1e-5)
 
 
 def test_a_seed_follows_from_the_words_and_from_every_one_of_them() -> None:
