@@ -2,7 +2,8 @@
 
     python scripts/federation.py                 four hospitals with real brain MR where that data is present
                                                  (INTRAMURAL_LGG, or ../shared/data/lgg), else make-believe ones
-    python scripts/federation.py --phantoms      four make-believe hospitals
+    python scripts/federation.py --phantoms      four make-believe hospitals; of volumes with
+                                                 --plan configs/segmentation.toml
     python scripts/federation.py --data DIR --plan STUDY.toml     every DIR/*/site.toml, on copies of them
 
 One coordinator's service and one service per hospital are set up with the commands that people use, from
@@ -141,12 +142,13 @@ def replace(path: Path, pattern: str, text: str) -> None:
     path.write_text(changed)
 
 
-def write_phantoms(folder: Path, studies: Sequence[str]) -> None:
-    """Four make-believe hospitals."""
+def write_phantoms(folder: Path, plan: Plan) -> None:
+    """Four make-believe hospitals, with images or volumes as the study's task needs them."""
     from silos.phantom import write_hospital
 
     for style, name in enumerate(HOSPITALS):
-        write_hospital(folder / name, name=name, seed=1, style=style, studies=studies)
+        volumes = plan.task.unit != "image"
+        write_hospital(folder / name, name=name, seed=1, style=style, volumes=volumes, studies=[plan.name])
 
 
 def write_brains(work: Path, data: Path) -> Path:
@@ -194,7 +196,7 @@ def main() -> int:
     elif LGG.is_dir() and not options.phantoms:
         plan = write_brains(work, LGG)
     else:
-        write_phantoms(hospitals, [Plan.load(plan).name])
+        write_phantoms(hospitals, Plan.load(plan))
     sites = sorted(hospitals.glob("*/site.toml"))
     with simulated(work / "simulation", plan, sites) as history:
         expected = [item.model for item in history.rounds]

@@ -220,20 +220,20 @@ def _batch(site: Site, plan: Plan, cases: list[Case]) -> str:
     cases = [task.prepare(case) for case in cases]
     inputs, targets = task.sample([cases[row % len(cases)] for row in range(count)], torch.Generator())
     torch.set_num_threads(site.run.threads)
-    network = tasks.network(plan, device_for(site.run.device))
-    inputs, targets = inputs.to(network.weights.device), targets.to(network.weights.device)
-    network.module.train()
-
-    def step(half: bool) -> tuple[float, float]:
-        """Seconds, and the gradient's length; reading it waits for a GPU to finish."""
-        began = time.perf_counter()
-        network.zero_grad()
-        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=half):
-            outputs = network.module(inputs)
-        task.loss(outputs.float(), targets).backward()  # type: ignore[no-untyped-call]
-        return float(network.gradient.norm()), time.perf_counter() - began
-
     try:
+        network = tasks.network(plan, device_for(site.run.device))
+        inputs, targets = inputs.to(network.weights.device), targets.to(network.weights.device)
+        network.module.train()
+
+        def step(half: bool) -> tuple[float, float]:
+            """The gradient's length, which waits for a GPU to finish; and seconds."""
+            began = time.perf_counter()
+            network.zero_grad()
+            with torch.autocast(inputs.device.type, torch.bfloat16, enabled=half):
+                outputs = network.module(inputs)
+            task.loss(outputs.float(), targets).backward()  # type: ignore[no-untyped-call]
+            return float(network.gradient.norm()), time.perf_counter() - began
+
         gradient, seconds = step(half=False)
         half = _half(network, plan, step) if plan.training.mixed_precision else ""
     except RuntimeError as error:  # torch's word for too little memory, too

@@ -27,8 +27,8 @@ def trains_in_bfloat16(device: torch.device, training: Training) -> bool:
 def has_bfloat16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 in hardware: CUDA since Ampere, x86 processors with AVX512-BF16."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
 
 
 def layout(network: FlatNetwork) -> contextlib.AbstractContextManager[None]:

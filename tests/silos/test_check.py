@@ -1,4 +1,5 @@
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from models.ledger import Signer
 from models.plan import Plan
 from models.tasks import task
 from models.tasks.flat import FlatNetwork
-from silos import check
+from silos import check, precision
 from silos.approval.approve import approve, revoke
 from silos.check import check_site
 from silos.config import Site
@@ -49,6 +50,17 @@ def test_a_phantom_is_ready_for_a_study_and_says_how_much_it_takes(look: Look, m
     assert 1_000 < parameters < 10_000
     assert "per update" in batch
     assert findings["coordinator"].found == "no coordinator named: simulations only"
+
+
+@pytest.mark.parametrize("able", [False, True])
+def test_what_mixed_precision_means_on_this_machine_is_told(
+    look: Look, make_plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch, able: bool
+) -> None:
+    monkeypatch.setattr(precision, "has_bfloat16", lambda _: able)
+    batch = look(make_plan(training={"mixed_precision": True}))["a batch through the network"]
+    assert batch.ok
+    told = r"trained in bfloat16, \d+\.\d times as fast" if able else "trained in float32, as there is no bfloat16 here"
+    assert re.search(told, batch.found)
 
 
 def test_without_a_study_no_network_is_built(look: Look) -> None:

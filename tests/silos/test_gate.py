@@ -463,3 +463,12 @@ def test_every_error_and_every_rule_has_a_word_that_a_refusal_can_carry() -> Non
     assert len(words) > 20
     for word in words:
         assert Refusal(code=word).code == word
+
+
+def test_training_in_less_than_float32_is_told_and_nothing_else_changes_the_manifest(agree: Agree) -> None:
+    agreement = agree()
+    half = release(update(precision="bfloat16"), agreement).manifest
+    full = release(update(), agreement).manifest
+    assert half.precision == "bfloat16"
+    assert b"precision" not in full.encode()
+    assert half.model_copy(update={"precision": None}) == full

@@ -439,11 +439,13 @@ def test_the_explanation_follows_the_study_and_the_policy(coordinator: Coordinat
         "optimizer": "adamw",
         "decay": 0.9,
         "weight_decay": 0.01,
+        "mixed_precision": True,
     }
     agreement = coordinator.agree(training=training, weights="equal", keep_updates=True)
     told = rows(with_policy(site, metrics=[], counts="exact", noise=2.0), agreement)
     assert told["work in each round"] == "20 steps, batches of 8"
-    assert told["learning"] == "adamw, learning rate 0.1, times 0.9 after every round, weight decay 0.01"
+    learning = "adamw, learning rate 0.1, times 0.9 after every round, weight decay 0.01"
+    assert told["learning"] == f"{learning}, in bfloat16 where the processor has it"
     assert (told["metrics told"], told["counts told"]) == ("none", "none")
     assert "noise of standard deviation 20 on every number" in told["changed before it leaves"]
     assert "epsilon" in told["changed before it leaves"]
