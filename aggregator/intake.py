@@ -23,6 +23,7 @@ from models.errors import (
 )
 from models.exchange.channel import Received
 from models.exchange.documents import Closing, Examples, Manifest, Refusal, Survey
+from models.exchange.encoding import Encoding
 from models.exchange.spec import Spec, Vector, norm
 from models.exchange.statement import Kind
 from models.plan import Plan
@@ -119,8 +120,9 @@ def _check_update(manifest: Manifest, vector: Vector | None, payload: str | None
     if not np.isfinite(vector).all():
         nan = bool(np.isnan(vector).any())
         raise NotFinite("the update holds NaN or infinity", detail="nan" if nan else "infinite")
-    if vector.nbytes > plan.max_bytes:
-        raise TooLarge(f"{vector.nbytes} bytes are above max_bytes = {plan.max_bytes}", detail="bytes")
+    nbytes = Encoding(plan.encoding, spec).nbytes
+    if nbytes > plan.max_bytes:
+        raise TooLarge(f"{nbytes} bytes are above max_bytes = {plan.max_bytes}", detail="bytes")
     length = norm(vector)
     if length > plan.max_norm:
         raise TooLarge(f"a norm of {length:.3g} is above max_norm = {plan.max_norm}", detail="norm")

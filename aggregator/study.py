@@ -22,6 +22,7 @@ from typing import Self
 
 from models.errors import ConfigError, DigestMismatch, IntramuralError, Malformed
 from models.exchange.documents import Agreement
+from models.exchange.encoding import Encoding
 from models.exchange.spec import Spec, Vector, load_part, load_vector, save_vector, vector_digest
 from models.ledger import Entry, Event, Ledger, Signer, Verifier
 from models.ledger.disk import create, make_folder, publish, rename
@@ -197,6 +198,11 @@ class Study:
     def plan(self) -> Plan:
         """What was planned."""
         return self.agreement.plan
+
+    @cached_property
+    def encoding(self) -> Encoding:
+        """How the hospitals' updates are told."""
+        return Encoding(self.plan.encoding, self.spec)
 
     @cached_property
     def digest(self) -> str:

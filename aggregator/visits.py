@@ -213,7 +213,7 @@ class Visit:
                 self.reject(name, asked, _error_code(reply))
             return
         try:
-            envelope = wire.unpack(reply.content, study.spec.size)
+            envelope = wire.unpack(reply.content, study.spec.size, study.encoding)
             received = channel.verify(envelope, None if envelope.vector is None else study.spec.digest)
         except Exception as error:  # whatever a stranger sends
             self.reject(name, asked, _own_code(error))

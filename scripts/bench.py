@@ -23,6 +23,7 @@ from aggregator.mean import weighted_mean
 from models import tasks
 from models.console import show_table
 from models.exchange.documents import Agreement
+from models.exchange.encoding import Encoding
 from models.exchange.spec import Vector, load_vector
 from models.plan import Plan
 from silos import gate, privacy, training
@@ -56,7 +57,8 @@ def plain(plan: Plan, sites: list[Path]) -> tuple[list[float], Vector]:
             training.evaluate(network, task, data[site.name].held_out)
             seed = training.seed_for(plan.seed, site.name, round_)
             delta = training.fit(network, task, data[site.name].train, plan.training, mu=plan.strategy.mu, seed=seed)
-            deltas.append(privacy.clip(delta, site.policy.clip))
+            bound = site.policy.clip
+            deltas.append(privacy.tell(privacy.clip(delta, bound), Encoding(plan.encoding, network.spec), bound)[0])
             weights.append(sum(gate.band(len(data[site.name].train.targets))) / 2)
         model = model + weighted_mean(weights, deltas)
         stamps.append(time.process_time())

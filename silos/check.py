@@ -13,6 +13,7 @@ import torch
 from models import tasks
 from models.console import Report, human_bytes
 from models.errors import ConfigError, DataError, IntramuralError
+from models.exchange.encoding import Encoding
 from models.ledger import read
 from models.plan import Plan
 from models.tasks import Case
@@ -243,7 +244,7 @@ def _batch(site: Site, plan: Plan, cases: list[Case]) -> str:
         ) from error
     if not np.isfinite(gradient):
         raise DataError(f"{plan.task.network.name}: the gradient is not finite", "look at the images' values")
-    size = 4 * network.spec.size
+    size = Encoding(plan.encoding, network.spec).nbytes
     limit = min(site.policy.max_bytes, plan.max_bytes)
     if size > limit:
         raise ConfigError(

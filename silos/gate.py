@@ -17,6 +17,7 @@ import numpy as np
 
 from models.errors import IntramuralError, PolicyError, Rule, Unusable
 from models.exchange.documents import Agreement, Band, Examples, Filter, Manifest, Privacy, Refusal, Survey, Tensor
+from models.exchange.encoding import BOUND, Encoding
 from models.exchange.spec import Spec, Vector, norm, vector_digest
 from models.exchange.survey import TableName, Total, band
 from models.plan import MetricName, Plan
@@ -213,17 +214,21 @@ def release(
         sd = policy.noise * policy.clip
         vector = privacy.add_noise(vector, sd, secret)
         filters.append(Filter(name="noise", sd=sd))
-    if vector.nbytes > policy.max_bytes:
+    encoding = Encoding(plan.encoding, spec)
+    vector, length = privacy.tell(vector, encoding, policy.clip if policy.noise == 0 else math.inf)
+    if plan.encoding != "float32":
+        filters.append(Filter(name=plan.encoding, bound=BOUND if plan.encoding == "compact" else None))
+    if encoding.nbytes > policy.max_bytes:
         raise PolicyError(
             Rule.MAX_BYTES,
-            f"policy.max_bytes: the update has {vector.nbytes} bytes, the limit is {policy.max_bytes}",
+            f"policy.max_bytes: the update has {encoding.nbytes} bytes, the limit is {policy.max_bytes}",
             "raise policy.max_bytes if the hospital agrees, or decline this network",
         )
     spent = _epsilon(policy, rounds)
     manifest = told.model_copy(
         update={
             "digest": vector_digest(spec.digest, vector),
-            "norm": norm(vector),
+            "norm": length,
             "tensors": _tensors(spec, vector),
             "filters": filters,
             "examples": _weight(policy, plan.weights, update),

@@ -1,4 +1,4 @@
-"""Filters that an update passes before it leaves: a bound on its length, and noise.
+"""Filters that an update passes before it leaves: a bound on its length, noise, and rounding.
 
 Clipping bounds what one round can move the model. Noise on top of it is the Gaussian mechanism with
 the hospital's whole update as the unit: it hides whether this hospital took part, not one patient of
@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.hmac import HMAC
 
+from models.exchange.encoding import Encoding
 from models.exchange.spec import Vector, norm
 
 
@@ -62,6 +63,26 @@ def add_noise(vector: Vector, sd: float, secret: bytes) -> Vector:
     radius, angle = np.sqrt(-2.0 * np.log(uniform[:half])), 2.0 * np.pi * uniform[half:]
     gaussian = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[: vector.size]
     return (vector + sd * gaussian).astype(np.float32)
+
+
+def tell(vector: Vector, encoding: Encoding, bound: float) -> tuple[Vector, float]:
+    """Round an update as the study tells its numbers, and keep it within a bound all the same.
+
+    Rounding what is noisy takes nothing from what the noise promises: it looks at nothing else.
+
+    Args:
+        vector: `(n,)` float32 with an L2 norm of at most `bound`; not changed.
+        encoding: The study's.
+        bound: Above 0; infinite if there is none.
+
+    Returns:
+        `(n,)` float32, the very same array if the study tells numbers as they are; and its L2 norm.
+    """
+    found, limit = encoding.rounded(vector), bound
+    while (length := norm(found)) > bound:
+        limit *= bound / length * (1 - 2.0**-12)  # a hair less, for the next rounding may add again
+        found = encoding.rounded(clip(vector, limit))
+    return found, length
 
 
 def epsilon(noise: float, rounds: int, delta: float) -> float:

@@ -18,7 +18,7 @@ class Sent:
         study: The study's digest.
         round: The study's round.
         what: update, report, survey, refusal or closing.
-        nbytes: Document and arrays.
+        nbytes: Document and arrays, in the study's encoding and before compression on the way.
         digest: Of the arrays, if any.
         filters: Applied in this order.
         metrics: Numbers told, the fields of a survey, or the code of a refusal.

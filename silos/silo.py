@@ -22,6 +22,7 @@ from models.errors import (
 )
 from models.exchange.channel import Channel, Received
 from models.exchange.documents import Agreement, Closing, Order, Survey
+from models.exchange.encoding import Encoding
 from models.exchange.spec import Vector
 from models.exchange.statement import Envelope, Evidence, Kind, Statement
 from models.ledger import Entry, Event, Verifier
@@ -192,6 +193,7 @@ class Silo:
             release.manifest,
             spec=agreement.spec,
             vector=release.vector,
+            encoding=Encoding(agreement.plan.encoding, self._bench.network.spec),
             payload=release.manifest.digest,
             answers=asked.xid,
             facts={"base": order.base},

@@ -16,6 +16,7 @@ from typing import Any
 
 from models.errors import BadSignature, DigestMismatch, Malformed, Replayed, Rewritten, SpecMismatch
 from models.exchange.documents import Document
+from models.exchange.encoding import Encoding
 from models.exchange.spec import Vector, vector_digest
 from models.exchange.statement import (
     GENESIS,
@@ -23,6 +24,7 @@ from models.exchange.statement import (
     Evidence,
     Kind,
     Statement,
+    arrays_nbytes,
     receipt_bytes,
     signing_bytes,
 )
@@ -76,6 +78,7 @@ class Draft:
     signature: bytes
     body: bytes
     vector: Vector | None
+    encoding: Encoding | None
     testimony: Testimony
     facts: Mapping[str, Any]
 
@@ -138,6 +141,7 @@ class Channel:
         *,
         spec: str | None = None,
         vector: Vector | None = None,
+        encoding: Encoding | None = None,
         payload: str | None = None,
         answers: str | None = None,
         testimony: Testimony | None = None,
@@ -151,6 +155,7 @@ class Channel:
             document: Order, manifest, refusal or closing; kept beside the ledger by its digest.
             spec: Digest of the layout of `vector`.
             vector: Arrays that travel, 1-D float32.
+            encoding: How they are told, if not as they are; they are rounded already.
             payload: Their digest, from whoever has it already: a large model takes a while to hash. Without
                 arrays it is not used.
             answers: xid of the order that this replies to.
@@ -172,10 +177,10 @@ class Channel:
             answers=answers,
             body=digest(body),
             payload=payload,
-            nbytes=len(body) + (0 if vector is None else vector.nbytes),
+            nbytes=len(body) + arrays_nbytes(vector, encoding),
         )
         signature = self._signer.sign(signing_bytes(statement.xid))
-        return Draft(self, statement, signature, body, vector, testimony or Testimony(), facts or {})
+        return Draft(self, statement, signature, body, vector, encoding, testimony or Testimony(), facts or {})
 
     def offer(self, kind: Kind, round_: int, document: Document, **more: Any) -> Envelope:
         """Write down what is about to leave, then hand it out; see `draft` for the arguments.
@@ -188,7 +193,8 @@ class Channel:
     def envelope(self, draft: Draft) -> Envelope:
         """What travels of a draft whose line is written."""
         evidence = self._evidence(draft.testimony)
-        return Envelope(draft.statement.encode(), draft.signature, draft.body, evidence, draft.vector)
+        statement = draft.statement.encode()
+        return Envelope(statement, draft.signature, draft.body, evidence, draft.vector, draft.encoding)
 
     def verify(self, envelope: Envelope, spec: str | None, *, again: bool = False) -> Received:
         """Check a message against the sender's key and past. Writes nothing.

@@ -69,6 +69,13 @@ class Agreement(Document):
     initial: Digest  # of the first model
     spec: Digest  # of the arrays' names and shapes
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_the_first_studies(cls, given: Any) -> Any:
+        """An agreement that names no encoding is older than encodings, and its digest stands."""
+        plan = given.get("plan") if isinstance(given, dict) else None
+        return {**given, "plan": {"encoding": "float32", **plan}} if isinstance(plan, dict) else given
+
     @property
     def study(self) -> str:
         """The study's identity: SHA-256 (hex) of this document."""
@@ -119,8 +126,8 @@ class Tensor(Settings):
 class Filter(Settings):
     """One step that the gate applied, in order."""
 
-    name: Literal["clip", "noise"]
-    bound: float | None = None  # clip: L2 bound on the whole update
+    name: Literal["clip", "noise", "bfloat16", "compact"]
+    bound: float | None = None  # clip: L2 bound on the whole update; compact: on a number, in ranges of its array
     sd: float | None = None  # noise: Gaussian standard deviation per element
 
 

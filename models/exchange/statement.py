@@ -16,6 +16,7 @@ from models.ledger.canonical import canonical, digest, parse
 from models.ledger.vocabulary import STATEMENT
 
 if TYPE_CHECKING:
+    from models.exchange.encoding import Encoding
     from models.exchange.spec import Vector
 
 GENESIS = "0" * 64
@@ -52,7 +53,7 @@ class Statement:
         answers: xid of the order that a reply answers, or None.
         body: SHA-256 of the document.
         payload: Vector digest of the arrays, or None if none travel.
-        nbytes: Bytes of document and arrays together.
+        nbytes: Bytes of document and arrays together, in the study's encoding and before compression on the way.
         v: Version of this form, 1.
 
     Raises:
@@ -163,6 +164,7 @@ class Envelope:
         body: The document that the statement covers.
         evidence: Ledger heads and receipts.
         vector: The arrays, 1-D float32, or None.
+        encoding: How the arrays are told, if not as they are.
     """
 
     statement: bytes
@@ -170,8 +172,16 @@ class Envelope:
     body: bytes
     evidence: Evidence
     vector: "Vector | None" = None
+    encoding: "Encoding | None" = None
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the document and the arrays."""
-        return len(self.body) + (0 if self.vector is None else self.vector.size * _FLOAT32)
+        """Bytes of the document and the arrays, in their encoding."""
+        return len(self.body) + arrays_nbytes(self.vector, self.encoding)
+
+
+def arrays_nbytes(vector: "Vector | None", encoding: "Encoding | None") -> int:
+    """Bytes of arrays in their encoding, before compression."""
+    if vector is None:
+        return 0
+    return vector.size * _FLOAT32 if encoding is None else encoding.nbytes

@@ -1,6 +1,7 @@
 """An envelope inside a Flower message, and back. Flower's own types are handled here and at the two apps.
 
-The arrays travel as one Flower `Array` in NumPy's format, the rest as bytes in one `ConfigRecord`.
+The arrays travel as one Flower `Array`, the rest as bytes in one `ConfigRecord`. Models are in NumPy's format; updates
+are packed in the study's encoding where they travel to another machine, and are read in either form.
 What arrives is a stranger's until it is verified, so nothing is parsed that could run code, allocate
 by a declared size, or be read in two ways.
 """
@@ -15,6 +16,7 @@ from flwr.supercore.inflatable.inflatable_object import InflatableObject  # not 
 
 from models.errors import Malformed, SpecMismatch, TooLarge
 from models.exchange.documents import MAX_DOCUMENT
+from models.exchange.encoding import Encoding
 from models.exchange.spec import Vector
 from models.exchange.statement import Envelope, Evidence
 
@@ -24,6 +26,7 @@ ARRAYS = "arrays"  # the ArrayRecord's key, as in Flower's own strategies
 VECTOR = "vector"  # the only array in it
 
 _STYPE = "numpy.ndarray"
+_PACKED = "intramural.packed"
 _MESSAGE = ("statement", "signature", "body")
 _EVIDENCE = ("note", "receipt_xid", "receipt", "cosignature", "testimony")
 _OTHERS = ("heads", "proofs", "seen")
@@ -38,19 +41,26 @@ class VectorArray(Array):
 
     Args:
         vector: 1-D float32; must not change any more.
+        encoding: In which it is packed then; by default it is not packed.
 
     Attributes:
         vector: The same numbers, read-only.
     """
 
-    def __init__(self, vector: Vector) -> None:
-        self.dtype, self.shape, self.stype = "float32", vector.shape, _STYPE
+    def __init__(self, vector: Vector, encoding: Encoding | None = None) -> None:
+        self._encoding = None if encoding is None or encoding.name == "float32" else encoding
+        self.dtype, self.stype = ("float32", _STYPE) if self._encoding is None else (self._encoding.name, _PACKED)
+        self.shape = vector.shape
         self.vector = vector.view()
         self.vector.flags.writeable = False
 
+    def __reduce__(self) -> tuple[type["VectorArray"], tuple[Vector]]:
+        """To another process of this machine, the numbers alone."""
+        return VectorArray, (self.vector,)
+
     @property
     def data(self) -> bytes:  # type: ignore[override]
-        """The vector in NumPy's file format."""
+        """The vector in NumPy's file format, or packed."""
         return self._flowers.data
 
     @property
@@ -64,6 +74,8 @@ class VectorArray(Array):
 
     @cached_property
     def _flowers(self) -> Array:
+        if self._encoding is not None:
+            return Array(self.dtype, self.shape, self.stype, self._encoding.pack(self.vector))
         header = _header(self.vector.size)
         data = b"".join([header, self.vector.astype("<f4", copy=False).data])
         self.vector = _numbers(data, len(header))  # one of the two is enough
@@ -82,27 +94,31 @@ def pack(envelope: Envelope, array: Array | None = None) -> RecordDict:
     records = RecordDict({ENVELOPE: fields})
     if envelope.vector is not None:
         records[ARRAYS] = arrays = ArrayRecord()
-        arrays[VECTOR] = array or pack_vector(envelope.vector)  # given to the constructor, it would be copied
+        # Given to the constructor, it would be copied.
+        arrays[VECTOR] = array or pack_vector(envelope.vector, envelope.encoding)
     return records
 
 
-def unpack(records: RecordDict, size: int | None = None) -> Envelope:
+def unpack(records: RecordDict, size: int | None = None, encoding: Encoding | None = None) -> Envelope:
     """Take an envelope out of Flower records.
 
     Args:
         records: What a Flower message carries.
         size: Number of float32 elements that arrays, if any, must have; any by default.
+        encoding: How arrays are told, if not as they are.
 
     Raises:
         Malformed: Not an envelope.
-        SpecMismatch: The array is not a plain float32 vector of this size.
+        SpecMismatch: The array is not a vector of this size, in float32 or packed in this encoding.
         TooLarge: A document above the limit.
     """
     fields = records.get(ENVELOPE)
     if not isinstance(fields, ConfigRecord) or set(records) - {ENVELOPE, ARRAYS}:
         raise Malformed("the message is not an envelope", detail="records")
     texts = _texts(fields, _MESSAGE)
-    return Envelope(**texts, evidence=_evidence(fields, _MESSAGE), vector=_vector(records, size))
+    return Envelope(
+        **texts, evidence=_evidence(fields, _MESSAGE), vector=_vector(records, size, encoding), encoding=encoding
+    )
 
 
 def pack_farewell(evidence: Evidence) -> RecordDict:
@@ -183,21 +199,28 @@ def _texts(fields: ConfigRecord, keys: tuple[str, ...]) -> dict[str, bytes]:
     return known
 
 
-def pack_vector(vector: Vector) -> Array:
-    """A 1-D float32 vector as Flower's array, without a copy."""
-    return VectorArray(np.ascontiguousarray(vector, np.float32))
+def pack_vector(vector: Vector, encoding: Encoding | None = None) -> Array:
+    """A 1-D float32 vector as Flower's array, without a copy; on its way to another machine it is packed."""
+    return VectorArray(np.ascontiguousarray(vector, np.float32), encoding)
 
 
-def unpack_vector(array: Array, size: int | None) -> Vector:
-    """Read Flower's array as a float32 vector, without copying and without trusting its header.
+def unpack_vector(array: Array, size: int | None, encoding: Encoding | None = None) -> Vector:
+    """Read Flower's array as a float32 vector, without trusting its header; what is not packed is not copied.
 
     Args:
-        array: In NumPy's file format.
+        array: In NumPy's file format, or packed in the encoding.
         size: Number of elements it must have; None takes the number that it declares.
+        encoding: In which it may be packed.
 
     Raises:
         SpecMismatch: Another type, shape or length, or a header unlike the declaration.
+        Malformed: It cannot be unpacked.
+        TooLarge: It is longer than such a vector.
     """
+    if encoding is not None and (array.stype, array.dtype) == (_PACKED, encoding.name):
+        if tuple(array.shape) != (encoding.spec.size,):
+            raise SpecMismatch("the array has another shape", detail="shape")
+        return array.vector if isinstance(array, VectorArray) else encoding.unpack(array.data)
     if array.stype != _STYPE or array.dtype != "float32":
         pickled = array.dtype == "object"
         raise SpecMismatch("the array is not float32", detail="pickled" if pickled else "dtype")
@@ -214,13 +237,13 @@ def unpack_vector(array: Array, size: int | None) -> Vector:
     return _numbers(array.data, len(header))
 
 
-def _vector(records: RecordDict, size: int | None) -> Vector | None:
+def _vector(records: RecordDict, size: int | None, encoding: Encoding | None) -> Vector | None:
     arrays = records.get(ARRAYS)
     if arrays is None:
         return None
     if not isinstance(arrays, ArrayRecord) or list(arrays) != [VECTOR]:
         raise SpecMismatch("the arrays have other names than the study's", detail="names")
-    return unpack_vector(arrays[VECTOR], size)
+    return unpack_vector(arrays[VECTOR], size, encoding)
 
 
 def _numbers(data: bytes, start: int) -> Vector:

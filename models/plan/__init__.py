@@ -15,6 +15,9 @@ from models.plan.strategy import Strategy
 from models.plan.task import AnyTask, MetricName, Named, Network, TaskSettings, Unit, Word, register
 from models.settings import ByteSize, Settings
 
+Encoding = Literal["float32", "bfloat16", "compact"]
+"""How finely the numbers of an update are told; `models.exchange.encoding` says what each does."""
+
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 """A study or a party: lower-case letters, digits and hyphens."""
 
@@ -58,7 +61,9 @@ class Plan(Settings):
     weights: Literal["patients", "images", "equal"] = "images"
     metrics: Annotated[list[MetricName], Field(min_length=1)] = ["loss", "auc"]
     max_norm: Annotated[float, Field(gt=0)] = 100.0  # a longer update (L2) is refused as poisoned
-    max_bytes: Annotated[ByteSize, Field(ge=1)] = 2 * 10**9  # a larger update is refused
+    max_bytes: Annotated[ByteSize, Field(ge=1)] = 2 * 10**9  # a larger update, in its encoding, is refused
+    # How finely updates are told; spelt out in the agreement unless it is what the first studies had.
+    encoding: Annotated[Encoding, Field(exclude_if=lambda value: value == "float32")] = "bfloat16"
     keep_updates: bool = False  # keep each silo's update after the round, for replay
     task: AnyTask
     training: Training
@@ -100,6 +105,7 @@ class Plan(Settings):
 __all__ = [
     "Augmentation",
     "Classification",
+    "Encoding",
     "Imaging",
     "Landmarks",
     "MetricName",

@@ -12,6 +12,7 @@ from models import tasks
 from models.console import human_bytes
 from models.errors import ConfigError, IntramuralError, Malformed, PolicyError, Rule
 from models.exchange.documents import Agreement
+from models.exchange.encoding import BOUND, Encoding
 from models.exchange.enrolment import Invitation
 from models.exchange.spec import Spec
 from models.ledger import Verifier
@@ -23,6 +24,12 @@ from silos.network.enrolment import invitation
 
 Row = tuple[str, str]
 """What, and its value."""
+
+_TOLD = {
+    "float32": "every number in full",
+    "bfloat16": "every number rounded to 8 significant bits",
+    "compact": f"every number rounded by at most {BOUND:.0%} of its array's range",
+}
 
 REFUSED = "refused here"
 """Stands before what this hospital would not do."""
@@ -111,8 +118,9 @@ def objections(site: Site, agreement: Agreement, spec: Spec | None = None) -> li
     first = _refusal(site.policy, plan, 0)
     if first:
         found.append(first)
-    if _nbytes(spec) > site.policy.max_bytes:
-        text = f"an update has {_nbytes(spec)} bytes, the limit is {site.policy.max_bytes}"
+    nbytes = Encoding(plan.encoding, spec).nbytes
+    if nbytes > site.policy.max_bytes:
+        text = f"an update has {nbytes} bytes, the limit is {site.policy.max_bytes}"
         found.append(PolicyError(Rule.MAX_BYTES, f"policy.max_bytes: {text}", "raise it if the hospital agrees"))
     return found
 
@@ -137,10 +145,6 @@ def _invitation(site: Site) -> Invitation | None:
 
 def _spec(plan: Plan) -> Spec:
     return tasks.network(plan).spec
-
-
-def _nbytes(spec: Spec) -> int:
-    return 4 * spec.size  # float32
 
 
 def _refusal(policy: Policy, plan: Plan, done: int) -> PolicyError | None:
@@ -199,7 +203,8 @@ def _learning(plan: Plan) -> str:
 def _update(policy: Policy, plan: Plan, spec: Spec) -> str:
     asked, allowed = human_bytes(plan.max_bytes), human_bytes(policy.max_bytes)
     limits = f"the study takes at most {asked}, this hospital lets out at most {allowed}"
-    return f"one update of the network's weights, {human_bytes(_nbytes(spec))} ({limits}); its digests and lengths"
+    nbytes = human_bytes(Encoding(plan.encoding, spec).nbytes)
+    return f"one update of the network's weights, {nbytes} ({limits}); its digests and lengths"
 
 
 def _measured(policy: Policy, plan: Plan) -> list[Row]:
@@ -222,7 +227,8 @@ def _measured(policy: Policy, plan: Plan) -> list[Row]:
 def _filters(policy: Policy, plan: Plan) -> str:
     told = f"shortened to a length of {policy.clip:g}"
     if policy.noise == 0:
-        return f"{told}; no noise"
+        return f"{told}; no noise; {_TOLD[plan.encoding]}"
     spent = privacy.epsilon(policy.noise, plan.rounds, policy.delta)
     noise = f"noise of standard deviation {policy.noise * policy.clip:g} on every number"
-    return f"{told}, then {noise}; epsilon {spent:.3g} after all rounds (delta {policy.delta:g})"
+    spent_in_all = f"epsilon {spent:.3g} after all rounds (delta {policy.delta:g})"
+    return f"{told}, then {noise}; {spent_in_all}; {_TOLD[plan.encoding]}"

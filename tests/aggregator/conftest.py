@@ -45,6 +45,7 @@ weights = "images"
 metrics = ["loss", "auc"]
 max_norm = 100.0
 max_bytes = "1 MB"
+encoding = "float32"
 keep_updates = {keep_updates}
 
 [task]

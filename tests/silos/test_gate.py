@@ -22,6 +22,7 @@ from models.errors import (
     Unusable,
 )
 from models.exchange.documents import Agreement, Filter, Manifest, Refusal
+from models.exchange.encoding import BOUND, Encoding, EncodingName
 from models.exchange.spec import Spec, vector_digest
 from models.exchange.survey import BANDS, band
 from models.plan import Plan
@@ -348,9 +349,11 @@ def test_too_few_patients_are_refused_before_anything_is_trained() -> None:
 
 
 def test_an_update_of_more_bytes_than_allowed_stays(agree: Agree) -> None:
-    assert release(update(), agree(), policy(max_bytes=4 * SPEC.size)).vector is not None
+    size = Encoding("bfloat16", SPEC).nbytes
+    assert size == 2 * SPEC.size
+    assert release(update(), agree(), policy(max_bytes=size)).vector is not None
     with pytest.raises(PolicyError) as caught:
-        release(update(), agree(), policy(max_bytes=4 * SPEC.size - 1))
+        release(update(), agree(), policy(max_bytes=size - 1))
     assert gate.refusal(caught.value).code == Rule.MAX_BYTES.value
 
 
@@ -386,7 +389,8 @@ def test_the_manifest_lists_every_array_that_leaves_and_no_other(agree: Agree, n
 
 
 def test_without_noise_no_update_is_longer_than_the_clip_and_a_short_one_is_untouched(agree: Agree) -> None:
-    long, short = release(update(delta=delta(100)), agree()), release(update(delta=delta(0.01)), agree())
+    exact = agree(encoding="float32")
+    long, short = release(update(delta=delta(100)), exact), release(update(delta=delta(0.01)), exact)
     assert long.vector is not None
     assert np.linalg.norm(long.vector.astype(np.float64)) == pytest.approx(1.0)
     assert long.manifest.norm is not None
@@ -397,9 +401,24 @@ def test_without_noise_no_update_is_longer_than_the_clip_and_a_short_one_is_unto
     assert long.manifest.privacy is None
 
 
+@pytest.mark.parametrize("name", ["bfloat16", "compact"])
+def test_an_update_is_rounded_as_the_study_says_and_no_longer_than_the_clip(agree: Agree, name: EncodingName) -> None:
+    agreement, encoding = agree(encoding=name), Encoding(name, SPEC)
+    short, bound = release(update(delta=delta(0.01)), agreement), BOUND if name == "compact" else None
+    assert short.vector is not None
+    assert short.vector.tobytes() == encoding.rounded(delta(0.01)).tobytes()
+    assert short.manifest.filters == [Filter(name="clip", bound=1.0), Filter(name=name, bound=bound)]
+    for seed in range(20):
+        scale = np.random.default_rng(seed).uniform(0.5, 2)
+        long = release(update(delta=delta(scale)), agreement)
+        assert long.manifest.norm is not None
+        assert 0.9 * min(scale, 1) < long.manifest.norm <= 1
+        assert encoding.pack(long.vector)
+
+
 def test_noise_comes_after_the_clip_and_the_epsilon_of_all_rounds_is_told(agree: Agree) -> None:
     rules = policy(clip=2.0, noise=1.5, delta=1e-6)
-    released = release(update(delta=delta(100)), agree(), rules, rounds=3)
+    released = release(update(delta=delta(100)), agree(encoding="float32"), rules, rounds=3)
     clipped = privacy.clip(delta(100), 2.0)
     assert released.vector is not None
     assert released.vector.tobytes() == privacy.add_noise(clipped, 3.0, SECRET).tobytes()

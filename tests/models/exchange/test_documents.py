@@ -58,6 +58,12 @@ MANIFEST = Manifest.model_validate(
         "software": {"python": "3.11"},
     }
 )
+FIRST = Agreement(
+    plan=PLAN.model_copy(update={"encoding": "float32"}),
+    coordinator_key="aggregator+0+key",
+    initial="1" * 64,
+    spec=SPEC.digest,
+)
 EVERY = [
     AGREEMENT,
     Order(agreement=AGREEMENT, round=1, visit="train", base="1" * 64),
@@ -215,3 +221,10 @@ def test_a_manifest_matches_the_layout_that_it_lists_and_no_other(other: dict[st
 def test_a_document_that_says_a_thing_twice_is_refused(content: bytes) -> None:
     with pytest.raises(Malformed):
         Refusal.decode(content)
+
+
+def test_an_agreement_that_is_older_than_encodings_keeps_its_digest_and_its_meaning() -> None:
+    assert b"encoding" not in FIRST.encode()
+    assert Agreement.decode(FIRST.encode()) == FIRST
+    assert Agreement.decode(FIRST.encode()).plan.encoding == "float32"
+    assert b'"encoding":"bfloat16"' in AGREEMENT.encode()

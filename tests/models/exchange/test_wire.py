@@ -4,6 +4,7 @@ import io
 import time
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from hypothesis import strategies as st
 
 from models.errors import Malformed, SpecMismatch, TooLarge
 from models.exchange import wire
-from models.exchange.spec import Vector
+from models.exchange.encoding import Encoding
+from models.exchange.spec import Spec, Vector
 from models.exchange.statement import Envelope, Evidence
 
 SIZE = 12
@@ -308,3 +310,31 @@ def test_text_that_is_not_unicode_is_refused(field: str) -> None:
     records["intramural"][field] = b"\xff\xfe"
     with pytest.raises(Malformed):
         wire.unpack(records, SIZE)
+
+
+PACKED = Encoding("compact", Spec.of({"a": [2, 3], "b": [6]}))
+
+
+def test_an_update_travels_packed_or_as_it_is_and_is_the_same() -> None:
+    sent = replace(envelope(PACKED.rounded(VECTOR)), encoding=PACKED)
+    here = wire.pack(sent)
+    away = recorddict_from_proto(recorddict_to_proto(here))
+    assert wire.unpack(here, SIZE, PACKED).vector is not None
+    assert len(away[wire.ARRAYS][wire.VECTOR].data) < 2 * PACKED.nbytes + 64
+    for records in (here, away, wire.pack(replace(sent, encoding=None))):
+        came = wire.unpack(records, SIZE, PACKED)
+        assert same(came, sent)
+        assert came.nbytes == sent.nbytes == len(sent.body) + PACKED.nbytes
+
+
+def test_a_pack_is_read_only_in_the_studys_encoding_and_of_its_size() -> None:
+    here = wire.pack(replace(envelope(PACKED.rounded(VECTOR)), encoding=PACKED))
+    records = recorddict_from_proto(recorddict_to_proto(here))
+    array = records[wire.ARRAYS][wire.VECTOR]
+    for other in (None, Encoding("bfloat16", PACKED.spec), Encoding("float32", PACKED.spec)):
+        with pytest.raises(SpecMismatch):
+            wire.unpack(records, SIZE, other)
+    with pytest.raises(SpecMismatch):
+        wire.unpack_vector(Array(array.dtype, (SIZE + 1,), array.stype, array.data), SIZE, PACKED)
+    with pytest.raises(Malformed):
+        wire.unpack_vector(Array(array.dtype, array.shape, array.stype, array.data[:-1]), SIZE, PACKED)

@@ -649,7 +649,7 @@ Executor(Path(sys.argv[1]), sys.argv[2], sys.argv[3].encode(), app).work(threadi
 @pytest.fixture
 def order(site: Path, tmp_path: Path, write_plan: Callable[..., Path]) -> Iterator[tuple[Message, Channel]]:
     """A real order of a real study, and the coordinator's side of the exchange."""
-    with Study.create(write_plan(), tmp_path / "study") as study:
+    with Study.create(write_plan(more='encoding = "float32"'), tmp_path / "study") as study:
         channel = Channel(study.ledger, study.signer, open_silo(site).signer.verifier, study.digest)
         base = study.load_model(0, study.position.digest)
         asked = Order(agreement=study.agreement, round=1, visit="train", base=study.position.digest)

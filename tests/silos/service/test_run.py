@@ -497,7 +497,7 @@ class Federation:
         """Verify an answer and write it down; what it is."""
         self.received.append(answer)
         assert answer.has_content(), answer.error.reason
-        envelope = wire.unpack(answer.content)
+        envelope = wire.unpack(answer.content, None, self.study.encoding)
         received = self.channel.verify(envelope, None if envelope.vector is None else self.study.spec.digest)
         self.channel.accept(received)
         return str(received.statement.kind)
