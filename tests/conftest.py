@@ -13,6 +13,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message
 
 from aggregator import LocalGrid
+from models.exchange.wire import VectorArray
 from silos.phantom import write_hospital
 
 REPOSITORY = Path(__file__).parent.parent
@@ -116,6 +117,8 @@ def everything_in(message: Message) -> list[bytes]:
             if isinstance(record, ArrayRecord):
                 for name, array in record.items():
                     found += [name.encode(), array.dtype.encode(), repr(array.shape).encode(), array.data]
+                    if isinstance(array, VectorArray):  # packing hides what stands in it
+                        found.append(array.vector.tobytes())
             for name, value in record.items() if isinstance(record, ConfigRecord) else ():
                 for item in value if isinstance(value, list) else [value]:
                     found += [name.encode(), item if isinstance(item, bytes) else str(item).encode()]
