@@ -1,4 +1,4 @@
-"""Paints a DICOM SEG (PS3.3 A.51), read and decoded by highdicom.
+"""Paints a DICOM SEG (PS3.3 A.51), read by highdicom; compressed frames are decoded in a process apart, as images are.
 
 Each frame is put where it says that it lies, in any order; frames that were left out as empty stay empty. Its
 pixels must be the stack's voxels: flipped, turned and cropped masks are put right, a mask of another resolution
@@ -13,8 +13,10 @@ import numpy as np
 from highdicom.seg import Segmentation, SegmentationTypeValues
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
 
 from silos.dicom.annotation.unfit import Unfit, UnfitAnnotation
+from silos.dicom.apart import DecoderFailed, decode_apart
 from silos.dicom.decode import MAX_PIXELS, PLUGINS, check_code
 from silos.dicom.frames import frame_texts
 from silos.dicom.geometry import Misfit, Plane, read_plane
@@ -55,9 +57,7 @@ def paint_segmentation(
             numbers = {number: wanted[number]} if number in wanted else {}
         if not numbers:
             continue
-        if PLUGINS[syntax]:
-            check_code(segmentation.get_raw_frame(index, as_index=True), syntax, shape)
-        pixels = segmentation.get_stored_frame(index, as_index=True)
+        pixels = _stored(segmentation, index, syntax, shape)
         source = _source(frame)
         plane = read_plane({"Rows": str(shape[0]), "Columns": str(shape[1])} | texts[index])
         for number, class_ in numbers.items():
@@ -69,6 +69,30 @@ def paint_segmentation(
                 inside = pixels != 0
             where = tuple(_voxels(inside, plane, source, stack))
             mask[where] = np.maximum(mask[where], np.uint8(class_))
+
+
+def _stored(segmentation: Segmentation, index: int, syntax: str, shape: tuple[int, int]) -> NDArray[Any]:
+    """The stored values of a frame, (rows, columns) of integers."""
+    if not PLUGINS[syntax]:
+        return segmentation.get_stored_frame(index, as_index=True)
+    code = segmentation.get_raw_frame(index, as_index=True)
+    check_code(code, syntax, shape)
+    bits = int(segmentation.BitsAllocated)
+    options = {
+        "rows": shape[0],
+        "columns": shape[1],
+        "number_of_frames": 1,
+        "samples_per_pixel": 1,
+        "photometric_interpretation": str(segmentation.PhotometricInterpretation),
+        "bits_allocated": bits,
+        "bits_stored": bits,
+        "pixel_representation": 0,
+        "pixel_keyword": "PixelData",
+    }
+    try:
+        return decode_apart(syntax, encapsulate([code], has_bot=False), PLUGINS[syntax], options)
+    except DecoderFailed as error:
+        raise Flaw(Reason.PIXELS, str(error)) from None
 
 
 def _voxels(

@@ -20,7 +20,8 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
 from models.errors import ConfigError
-from silos.dicom.annotation import Unfit, UnfitAnnotation, match, read_annotation, read_mask
+from silos.dicom import apart
+from silos.dicom.annotation import Unfit, UnfitAnnotation, match, read_annotation, read_mask, segmentation
 from silos.dicom.header import Reason, UnreadableFile
 from silos.dicom.scan import scan
 from silos.dicom.series import find_stacks
@@ -156,10 +157,27 @@ def test_half_of_the_maximum_is_in_and_less_is_not(
     np.testing.assert_array_equal(read(hospital), classes((stored >= maximum / 2).astype(np.uint8)))
 
 
-def test_a_label_map_is_read(images: list[Dataset], hospital: Any) -> None:
+@pytest.mark.parametrize("syntax", [uid.ExplicitVRLittleEndian, uid.RLELossless, uid.JPEGLSLossless])
+def test_a_label_map_is_read(syntax: uid.UID, images: list[Dataset], hospital: Any) -> None:
     label = np.maximum(drawn()[..., 0], 2 * drawn()[..., 1])
-    write(hospital.root / "x", images, label, Kind.LABELMAP)
+    write(hospital.root / "x", images, label, Kind.LABELMAP, transfer_syntax_uid=syntax)
     np.testing.assert_array_equal(read(hospital), label.transpose(2, 1, 0))
+
+
+def test_a_compressed_mask_that_its_decoder_dies_of_costs_this_mask(
+    images: list[Dataset], hospital: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compressed frames are decoded in a process apart, and never in this one."""
+    write(hospital.root / "x", images, drawn().astype(float), Kind.FRACTIONAL, transfer_syntax_uid=uid.RLELossless)
+    monkeypatch.setattr(hd.seg.Segmentation, "get_stored_frame", None)
+    assert read(hospital).any()
+
+    def dies(*_: object) -> None:
+        raise apart.DecoderFailed("its decoder died")
+
+    monkeypatch.setattr(segmentation, "decode_apart", dies)
+    with pytest.raises(UnreadableFile, match="pixels unreadable"):
+        read(hospital)
 
 
 def test_where_segments_overlap_the_later_class_of_the_study_wins(images: list[Dataset], hospital: Any) -> None:
