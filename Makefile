@@ -1,7 +1,7 @@
 # make demo    the demonstration; make demo DATA=DIR runs it on DIR/*/site.toml under DIR/study*.toml
 # make test    the tests
 # make check   format, lint, types, import contracts
-# make bench   what the exchange costs beside the training, and reading images beside pydicom and MONAI, side by side
+# make bench   what the exchange costs beside the training, bfloat16 beside float32, reading images beside pydicom and MONAI
 # Each target makes the environment it needs: Python's own venv and pip, in .venv.
 
 PYTHON ?= python3

@@ -100,7 +100,7 @@ def plain(network: torch.nn.Module, bench: Bench, how: Training, seed: int, seco
     for rows in training._batches(len(bench.data.train), how.batch_size, how.steps, chance):
         inputs, targets = bench.task.sample(bench.data.train.take(rows), chance)
         optimizer.zero_grad()
-        bench.task.loss(network(inputs), targets).backward()
+        bench.task.loss(network(inputs), targets).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         seconds.append(time.process_time() - stamp)
         stamp = time.process_time()
