@@ -10,11 +10,11 @@ with 2-D slices and with 3-D volumes,
   real exchange, gate and ledgers,
 - pooled training, as if the images could be brought together, with as many gradient steps,
 
-all with the same settings and from the same first model. Every final model
-outlines every held-out patient of every hospital. Dice is that of the task: 2 |A and B| / (|A| + |B|) over a whole
-patient's volume at the study's spacing, then the mean over a hospital's held-out patients. FedBN is judged in each
-hospital with that hospital's own layers. A seed decides the first model, the order of images, and which third of each
-hospital's patients is held out.
+all with the same settings and from the same first model. Every final model outlines every held-out patient of every
+hospital, and is judged by the task's own Dice: 2 |A and B| / (|A| + |B|) over a whole patient's volume at the study's
+spacing (5 mm, coarse enough for a laptop's processor), then the mean over a hospital's held-out patients. FedBN is
+judged in each hospital with that hospital's own layers. A seed decides the first model, the order of images, and which
+third of each hospital's patients is held out.
 
 Finished arms are kept, so the script can be stopped and run again; `--only-write` trains nothing and writes what is
 finished. It writes `lgg_segmentation.csv` (one row per arm, seed and hospital) and `lgg_segmentation.md` (the
@@ -90,6 +90,7 @@ rounds = {rounds}
 min_silos = {silos}
 weights = "images"
 metrics = ["dice"]
+encoding = "float32"
 
 [task]
 name = "segmentation"
@@ -308,7 +309,7 @@ def write_results(results: list[Path], out: Path) -> bool:
     text = [
         "# Real brain MR of five hospitals: Dice of the outlined tumour, on each hospital's held-out patients",
         "",
-        "Dice over a whole patient at the study's spacing, mean over a hospital's held-out patients, then over the "
+        "Dice over a whole patient, in voxels of about 5 mm; mean over a hospital's held-out patients, then over the "
         f"four hospitals. `{TINY}` (one patient) refused by its own policy in every federated round. Written by "
         "`scripts/lgg_segmentation.py`.",
     ]
