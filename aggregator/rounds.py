@@ -196,8 +196,8 @@ class _Run:
     def accepted(self, round_: int, base: str) -> "dict[str, _Accepted]":
         """The updates of a round that the ledger says were accepted and that are still on disk."""
         found: dict[str, _Accepted] = {}
-        for record in self.study.ledger.records:
-            if record.event != Event.UPDATE_RECEIVED or record.round != round_ or record.body["base"] != base:
+        for record in self.study.ledger.of(Event.UPDATE_RECEIVED):
+            if record.round != round_ or record.body["base"] != base:
                 continue
             statement, digest = record.body["statement"], record.body["digest"]
             name = statement["src"]
@@ -211,7 +211,7 @@ class _Run:
 
     def unheard(self, answer: Event, nodes: list[int]) -> list[int]:
         """Those of some hospitals whose answer of a kind that is given once in a study has not come yet."""
-        heard = {r.body["statement"]["src"] for r in self.study.ledger.records if r.event == answer}
+        heard = {record.body["statement"]["src"] for record in self.study.ledger.of(answer)}
         return [node for node in nodes if self.name(node) not in heard]
 
     def unreported(self, nodes: list[int]) -> list[int]:

@@ -153,7 +153,7 @@ class Study:
         if signer.vkey != agreement.coordinator_key:
             raise ConfigError(f"{folder / 'aggregator.key'}: is not the key of this study", "restore the study's key")
         ledger = Ledger.open(folder / "ledger", signer)
-        if not any(r.event == Event.STUDY_CREATED and r.study == agreement.study for r in ledger.records):
+        if not any(record.study == agreement.study for record in ledger.of(Event.STUDY_CREATED)):
             ledger.close()
             raise DigestMismatch(
                 f"{path}: is not the agreement that this study was created with", "restore it from ledger/manifests"
@@ -214,7 +214,7 @@ class Study:
         """Where the study is, read from its ledger."""
         round_, model, digest, closed = 0, 0, self.agreement.initial, False
         state: Mapping[str, str] = {}
-        for record in self.ledger.records:
+        for record in self.ledger.of(Event.AGGREGATED, Event.ROUND_VOID, Event.STUDY_CLOSED):
             if record.event == Event.AGGREGATED and record.round is not None:
                 round_, model, digest = record.round, record.round, record.body["model"]
                 state = record.body.get("state", {})
@@ -244,11 +244,7 @@ class Study:
     @property
     def enrolled(self) -> Mapping[str, str]:
         """Each admitted silo's public key (vkey), by name."""
-        return {
-            record.body["name"]: record.body["vkey"]
-            for record in self.ledger.records
-            if record.event == Event.SILO_ENROLLED
-        }
+        return {record.body["name"]: record.body["vkey"] for record in self.ledger.of(Event.SILO_ENROLLED)}
 
     def model_path(self, number: int) -> Path:
         """Where model `number` lies."""

@@ -211,7 +211,7 @@ class Silo:
         self._permit(agreement, 0)
         if order.round != 0:
             raise Replayed("a survey is asked for in round 0", detail="round")
-        told = [r for r in self.ledger.records if r.event == Event.SURVEY_OFFERED and r.study == agreement.study]
+        told = [record for record in self.ledger.of(Event.SURVEY_OFFERED) if record.study == agreement.study]
         said = Survey.decode(self.ledger.manifest(told[0].body["statement"]["body"])) if told else None
         document = survey(self.site, agreement.plan, said, self._progress)
         self.tend()
@@ -231,8 +231,8 @@ class Silo:
 
     def _all_channels(self) -> list[Channel]:
         """The channels of every study whose agreement was approved here, open or not."""
-        for record in self.ledger.records:
-            if record.event == Event.STUDY_APPROVED and record.study not in self._channels:
+        for record in self.ledger.of(Event.STUDY_APPROVED):
+            if record.study not in self._channels:
                 self._channel(Agreement.decode(self.ledger.manifest(record.body["agreement"])))
         return list(self._channels.values())
 
@@ -247,15 +247,15 @@ class Silo:
 
     def _permit(self, agreement: Agreement, rounds_done: int) -> None:
         """Refuse what nobody approved; write down, once, that the policy lets a study in."""
-        said = decisions.standing(self.ledger.records, agreement.plan.name)
+        said = decisions.standing(self.ledger.of(*decisions.WORDS), agreement.plan.name)
         gate.permit(self.site.policy, agreement, said, rounds_done)
-        if not any(r.event == Event.STUDY_APPROVED and r.study == agreement.study for r in self.ledger.records):
+        if not any(record.study == agreement.study for record in self.ledger.of(Event.STUDY_APPROVED)):
             self.ledger.append(decisions.approved(self.site, self.ledger, agreement, by="policy"))
 
     def _rounds(self, study: str) -> dict[int, str]:
         """The rounds of a study for which an update was offered, each with its base model."""
         return {
             record.round: record.body["base"]
-            for record in self.ledger.records
-            if record.event == Event.UPDATE_OFFERED and record.study == study and record.round is not None
+            for record in self.ledger.of(Event.UPDATE_OFFERED)
+            if record.study == study and record.round is not None
         }

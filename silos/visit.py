@@ -10,6 +10,7 @@ import platform
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 import torch
@@ -272,6 +273,7 @@ def load_data(site: Site, plan: Plan, task: Task, progress: Report | None = None
     )
 
 
+@cache
 def software() -> dict[str, str]:
     """Names and versions of what computes an update."""
     names = ("intramural", "torch", "monai", "pydicom", "flwr")

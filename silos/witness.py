@@ -58,8 +58,8 @@ def require(ledger: Ledger, silo: Verifier, coordinator: Verifier, order: Order,
 
 def _last_followed(ledger: Ledger, asked: Statement) -> Record | None:
     """The line of the newest order that was followed before this one."""
-    lines = [record for record in ledger.records if record.study == asked.study]
-    answers = {r.body["statement"]["answers"] for r in lines if r.event in (Event.UPDATE_OFFERED, Event.REPORT_OFFERED)}
-    orders = (r for r in reversed(lines) if r.event == Event.ORDER_RECEIVED)
+    offered = ledger.of(Event.UPDATE_OFFERED, Event.REPORT_OFFERED)
+    answers = {record.body["statement"]["answers"] for record in offered if record.study == asked.study}
+    orders = (record for record in reversed(ledger.of(Event.ORDER_RECEIVED)) if record.study == asked.study)
     followed = answers - {asked.xid}
     return next((r for r in orders if Statement.parse(r.body["statement"]).xid in followed), None)

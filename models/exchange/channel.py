@@ -104,7 +104,7 @@ def offer(drafts: Sequence[Draft]) -> list[Envelope]:
         line = {"statement": statement.values(), "signature": draft.signature.hex(), "size": size, **draft.facts}
         entries.append(Entry(Event(f"{statement.kind}.offered"), line, statement.study, statement.round))
     for draft, record in zip(drafts, ledger.append(*entries), strict=True):
-        draft.channel.replay(record)
+        draft.channel.replay(record, draft.statement)
     return [draft.channel.envelope(draft) for draft in drafts]
 
 
@@ -317,21 +317,23 @@ class Channel:
             **facts,
         }
         entries.append(Entry(event, body, study=self.study, round=round_))
-        self._append(*entries)
-
-    def _append(self, *entries: Entry) -> None:
         for record in self.ledger.append(*entries):
-            self.replay(record)
+            self.replay(record, statement)
 
-    def replay(self, record: Record) -> None:
-        """Take one line of the ledger into memory; new lines and old ones go the same way."""
+    def replay(self, record: Record, known: Statement | None = None) -> None:
+        """Take one line of the ledger into memory; new lines and old ones go the same way.
+
+        Args:
+            record: The line.
+            known: The statement in it, if it was read already.
+        """
         body = record.body
         if record.event == Event.EXCHANGE_RECEIPT and body["xid"] in self.sent:
             self._receipted.add(body["xid"])
         raw = body.get("statement")
         if raw is None or self.peer.name not in (raw["src"], raw["dst"]):
             return
-        statement = Statement.parse(raw)
+        statement = known or Statement.parse(raw)
         if statement.dst == self.peer.name:
             self.sent.append(statement.xid)
             self.sizes.append(body["size"])

@@ -7,8 +7,9 @@ report of metrics). A *survey* tells in bands what a hospital could train on. A 
 """
 
 import json
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Self, get_args
+from collections.abc import Mapping, Sequence
+from functools import cached_property, lru_cache
+from typing import Annotated, Any, Literal, Self, cast, get_args
 
 from pydantic import AfterValidator, AllowInfNan, Field, StringConstraints, ValidationError, model_validator
 
@@ -31,7 +32,18 @@ class Document(Settings):
 
     def encode(self) -> bytes:
         """Canonical JSON (RFC 8785)."""
+        return self._encoded
+
+    @cached_property
+    def _encoded(self) -> bytes:
         return canonical(self.model_dump(mode="json"))
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Another document, which is encoded anew."""
+        copied = super().model_copy(update=update, deep=deep)
+        for name in vars(copied).keys() - type(self).model_fields.keys():
+            del vars(copied)[name]
+        return copied
 
     @classmethod
     def decode(cls, content: bytes) -> Self:
@@ -76,7 +88,7 @@ class Agreement(Document):
         plan = given.get("plan") if isinstance(given, dict) else None
         return {**given, "plan": {"encoding": "float32", **plan}} if isinstance(plan, dict) else given
 
-    @property
+    @cached_property
     def study(self) -> str:
         """The study's identity: SHA-256 (hex) of this document."""
         return digest(self.encode())
@@ -97,6 +109,20 @@ class Order(Document):
     visit: VisitKind
     base: Digest  # of the model that comes with it (none comes with `survey` and `close`: of the newest)
     witnesses: Digest | None = None  # of the roster of hospitals whose cosignatures come with it
+
+    @classmethod
+    def decode(cls, content: bytes) -> Self:
+        """Read an order.
+
+        Raises:
+            Malformed: Not JSON, or no order.
+        """
+        return cast(Self, _read_order(content))
+
+
+@lru_cache(maxsize=2)  # in a simulation every hospital is sent the same bytes
+def _read_order(content: bytes) -> Order:
+    return super(Order, Order).decode(content)
 
 
 class Examples(Settings):

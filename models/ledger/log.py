@@ -13,6 +13,7 @@ import secrets
 import shutil
 import sys
 import threading
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -40,7 +41,9 @@ class Ledger:
         """Use `create` or `open`."""
         self.folder = opened.folder
         self._signer = signer
-        self._records = list(opened.records)
+        self._records: list[Record] = []
+        self._of: dict[Event, list[Record]] = defaultdict(list)
+        self._know(opened.records)
         self._tree = opened.tree
         self._head = opened.head
         self._note = opened.note
@@ -50,6 +53,7 @@ class Ledger:
         self._mutex = threading.Lock()
         self._process = os.getpid()
         self._stopped = ""
+        self._stored: deque[str] = deque(maxlen=8)  # manifests that were made durable last
 
     @classmethod
     def create(
@@ -136,6 +140,12 @@ class Ledger:
         """Every line, the first one first."""
         return self._records
 
+    def of(self, *events: Event) -> list[Record]:
+        """The lines of some events, the first one first."""
+        if len(events) == 1:
+            return list(self._of[events[0]])
+        return sorted((record for event in events for record in self._of[event]), key=lambda record: record.seq)
+
     @property
     def head(self) -> Checkpoint:
         """The newest signed head."""
@@ -188,8 +198,15 @@ class Ledger:
             NotAppended: It is not known to be durable; the ledger must be opened again.
         """
         name = digest(manifest)
-        # Always written, even if a file of this name is there: nobody knows if that one is durable.
-        self._keep(self.folder / MANIFESTS / f"{name}.json", manifest, "a manifest")
+        path = self.folder / MANIFESTS / f"{name}.json"
+        # Written even if a file of this name is there, for nobody knows if that one is durable; unless it was
+        # written by this very object, as a document that came with the last order and comes again with this one.
+        if name in self._stored and path.exists():
+            with self._mutex:
+                self._require_usable()
+            return name
+        self._keep(path, manifest, "a manifest")
+        self._stored.append(name)
         return name
 
     def manifest(self, name: str) -> bytes:
@@ -276,8 +293,13 @@ class Ledger:
             disk.publish(self.folder / CHECKPOINT, note.encode())
         except OSError as error:
             raise NotAppended(f"{self.folder}: {self._stopped}: {error.strerror}", _DISK) from error
-        self._records.extend(records)
+        self._know(records)
         self._head, self._note, self._bytes, self._stopped = head, note, self._bytes + len(lines), ""
+
+    def _know(self, records: Sequence[Record]) -> None:
+        self._records.extend(records)
+        for record in records:
+            self._of[record.event].append(record)
 
     def _require_untouched(self) -> None:
         """An open file can be replaced under its name; lines would then go where nobody looks."""

@@ -24,8 +24,9 @@ from silos.gate import Standing
 log = logging.getLogger("intramural.silo")
 
 _DECISION = b"intramural decision v1\n"
-_WORDS = {Event.STUDY_APPROVED, Event.STUDY_REVOKED}
-_POLICY = {Event.LOG_OPENED, Event.POLICY_CHANGED}
+WORDS = (Event.STUDY_APPROVED, Event.STUDY_REVOKED)
+"""What people, and the policy, say of a study."""
+
 
 
 class Decision(Document):
@@ -120,7 +121,7 @@ def absorb(site: Site, signer: Signer, ledger: Ledger) -> None:
     """
     for path, decision in waiting(site, signer.verifier, set_aside=True):
         mark = {"by": "person", "decision": digest(decision.encode())}
-        if not any(r.body.get("decision") == mark["decision"] for r in words(ledger.records)):
+        if not any(r.body.get("decision") == mark["decision"] for r in ledger.of(*WORDS)):
             if decision.agreement is None:
                 entry = Entry(Event.STUDY_REVOKED, {"name": decision.name, **mark}, study=decision.study)
             else:
@@ -172,7 +173,7 @@ def open_ledger(site: Site, signer: Signer) -> Ledger:
         disk.make_folder(site.run.work, 0o700)
         return Ledger.create(folder, signer, {"policy": policy})
     ledger = Ledger.open(folder, signer)
-    known = [record.body["policy"] for record in ledger.records if record.event in _POLICY]
+    known = [record.body["policy"] for record in ledger.of(Event.LOG_OPENED, Event.POLICY_CHANGED)]
     if known[-1] != policy:
         ledger.append(Entry(Event.POLICY_CHANGED, {"policy": policy}))
     return ledger
@@ -180,7 +181,7 @@ def open_ledger(site: Site, signer: Signer) -> Ledger:
 
 def words(records: Iterable[Record]) -> list[Record]:
     """Every line that lets a study in or shuts it out."""
-    return [record for record in records if record.event in _WORDS]
+    return [record for record in records if record.event in WORDS]
 
 
 @contextmanager

@@ -5,6 +5,7 @@ import hmac
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import pandas as pd
 
@@ -37,7 +38,11 @@ class Cohort:
 
     def patients(self, held_out: bool) -> int:
         """Patients on that side."""
-        return int(self.side(held_out)["patient"].nunique())
+        return self._patients[held_out]
+
+    @cached_property
+    def _patients(self) -> dict[bool, int]:
+        return {side: int(self.side(side)["patient"].nunique()) for side in (False, True)}
 
     def of_class(self, index: int, held_out: bool) -> pd.DataFrame:
         """The cases on that side in which a class occurs."""
