@@ -11,6 +11,7 @@ how many there are changes no digest. A worker that dies loses the answer it was
 its place opens its hospitals again.
 """
 
+import resource
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ from models.ledger import Verifier
 
 _RUN = 1
 _AGGREGATOR = 1  # Flower's node id of the server
+_FILES = 8  # that an open hospital may keep open
 _FAILED = 2  # Flower's error code for "the ClientApp raised"
 
 
@@ -58,6 +60,7 @@ class LocalGrid(StudyGrid):
         self._tickets: dict[str, int] = {}  # of those that a worker was given
         self._roster: dict[int, Verifier] = {}
         self._open_local = hospital_side()
+        _allow_files(_FILES * len(self._sites))
         workers = min(workers, len(self._sites))
         self._threads = 1 if workers > 1 else None  # of each hospital, if not its own
         self._workers = Workers(workers, self._work) if workers > 1 else None
@@ -176,3 +179,12 @@ class LocalGrid(StudyGrid):
         except Exception as error:
             return error if isinstance(question, int) else Message(Error(_FAILED), reply_to=question)
         return verifier if isinstance(question, int) else self._answer(question)
+
+
+def _allow_files(count: int) -> None:
+    """Let this process have so many more files open; a thousand hospitals need more than systems grant at first."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY:
+        count = min(count, hard - soft)
+    if soft != resource.RLIM_INFINITY and count > 0:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft + count, hard))

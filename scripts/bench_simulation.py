@@ -38,6 +38,7 @@ import numpy as np
 import torch
 
 from aggregator import LocalGrid, Study, run
+from aggregator.history import History
 from models import tasks
 from models.console import show_table
 from models.exchange.documents import Agreement
@@ -158,7 +159,9 @@ def simulated(
     """CPU and wall seconds of each round but the first, and the final model."""
     cpu, wall = list[float](), list[float]()
 
-    def stamp(_: object) -> None:
+    def stamp(history: History) -> None:
+        if history.closed:
+            return
         cpu.append(time.process_time())
         wall.append(time.perf_counter())
 

@@ -9,6 +9,7 @@ appended.
 
 import fcntl
 import json
+import mmap
 import os
 import sqlite3
 from collections.abc import Callable, Sequence
@@ -119,6 +120,12 @@ class Dataset:
     cohort: Cohort
     train: Prepared
     held_out: Prepared
+    mapped: mmap.mmap | None = None
+
+    def rest(self) -> None:
+        """Let go of the images' memory; what is looked at again is mapped again, from the system's cache as a rule."""
+        if self.mapped is not None:
+            self.mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def read_case(case: Any, data: Data, classes: Sequence[str], unit: Unit) -> Case:
@@ -201,15 +208,17 @@ def prepare(
         with closing(_open_index(folder / "index.sqlite")) as index:
             _fill(index, folder / "images", cohort, lambda case: _prepared(case, data, settings, task), progress)
             entries, reasons = _known(index)
-        size = (folder / "images").stat().st_size
-        store = np.memmap(folder / "images", np.uint8, "r") if size else np.zeros(0, np.uint8)
+        with (folder / "images").open("rb") as images:
+            size = os.fstat(images.fileno()).st_size
+            mapped = mmap.mmap(images.fileno(), size, access=mmap.ACCESS_READ) if size else None
+        store = np.frombuffer(mapped or b"", np.uint8)
     except (OSError, sqlite3.Error) as error:
         raise DataError(
             f"run.work: the image cache {folder} cannot be written: {error}",
             "free space or correct its permissions",
         ) from error
     cohort = cohort.without({name: reasons[name] for name in cohort.cases["name"] if name in reasons})
-    return Dataset(cohort, _side(cohort, False, store, entries), _side(cohort, True, store, entries))
+    return Dataset(cohort, _side(cohort, False, store, entries), _side(cohort, True, store, entries), mapped)
 
 
 def _side(cohort: Cohort, held_out: bool, store: npt.NDArray[np.uint8], entries: dict[str, Entry]) -> Prepared:

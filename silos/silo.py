@@ -181,6 +181,7 @@ class Silo:
         partial = self._hurried and agreement.plan.stragglers == "partial"
         pace = within(agreement.plan.deadline, came) if partial else None
         release = self._work(self._bench, order, vector, len(others), pace)
+        self._bench.data.rest()
         if order.visit == "train":
             local_norm.remember(kept, self._bench.network, order.round)
         self.tend()

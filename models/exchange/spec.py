@@ -11,9 +11,9 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -38,10 +38,10 @@ class TensorSpec:
     name: str
     shape: tuple[int, ...]
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Number of elements."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Spec:
     @classmethod
     def of(cls, shapes: Mapping[str, Iterable[int]]) -> Self:
         """The spec of named shapes, in any order."""
-        return cls(tuple(TensorSpec(name, tuple(shapes[name])) for name in sorted(shapes)))
+        return cast(Self, _known(cls(tuple(TensorSpec(name, tuple(shapes[name])) for name in sorted(shapes)))))
 
     @cached_property
     def size(self) -> int:
@@ -91,10 +91,15 @@ class Spec:
         return {tensor.name: part.reshape(tensor.shape) for tensor, part in self.split(vector)}
 
 
+@lru_cache(maxsize=8)  # of equal specs the first one, which has its digest already
+def _known(spec: Spec) -> Spec:
+    return spec
+
+
 def norm(vector: Vector) -> float:
     """L2 norm of a vector, summed in float64 piece by piece."""
     pieces = (vector[start : start + _PIECE] for start in range(0, vector.size, _PIECE))
-    return math.sqrt(math.fsum(float(np.sum(np.square(piece, dtype=np.float64))) for piece in pieces))
+    return math.sqrt(math.fsum(float(np.square(piece, dtype=np.float64).sum()) for piece in pieces))
 
 
 def vector_digest(spec: str, vector: Vector) -> str:

@@ -81,10 +81,12 @@ def _write(value: Any, write: Callable[[str], None]) -> None:
     elif isinstance(value, float):
         write(_number(value))
     elif isinstance(value, dict):
-        if not all(isinstance(key, str) for key in value):
-            raise ValueError("the keys of an object must be text")
+        try:
+            usual = "".join(value).isascii()  # then text has the order of its UTF-16
+        except TypeError:
+            raise ValueError("the keys of an object must be text") from None
         before = "{"
-        for key in sorted(value, key=_utf16):
+        for key in sorted(value) if usual else sorted(value, key=_utf16):
             write(f"{before}{_text(key)}:")
             _write(value[key], write)
             before = ","

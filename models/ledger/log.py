@@ -30,6 +30,7 @@ from models.ledger.note import Checkpoint
 from models.ledger.reading import CHECKPOINT, LINES, MANIFESTS, PARTED, Opened, read, read_manifest, rewritten
 
 _LOCK = "lock"
+_AFTER_SALT = b',"seq":'  # in the order of keys; what comes after it is no free text
 _RESERVED = ("origin", "vkey", "software")
 _DISK = "see that the disk is well and has space, then open the ledger again"
 
@@ -266,7 +267,8 @@ class Ledger:
 
     def _recover(self, opened: Opened) -> None:
         for record in opened.pending:
-            if record.salt != _salt(self._signer, record.values()):
+            unsalted = {name: value for name, value in record.values().items() if name != "salt"}
+            if record.salt != _salt(self._signer, canonical(unsalted)):
                 what = f"line {record.seq + 1} was not written with this key"
                 raise rewritten(self.folder / LINES, what)
         if opened.pending or opened.incomplete:
@@ -321,19 +323,20 @@ def _compose(signer: Signer, seq: int, prev: str, entry: Entry) -> Record:
         "body": entry.body,
     }
     try:
-        return Record.parse(canonical({**values, "salt": _salt(signer, values)}))
+        unsalted = canonical(values)
+        before, _, after = unsalted.rpartition(_AFTER_SALT)
+        return Record.parse(b'%b,"salt":"%b"%b%b' % (before, _salt(signer, unsalted).encode(), _AFTER_SALT, after))
     except ValueError as error:
         raise ValueError(f"{entry.event}: {error}") from None
 
 
-def _salt(signer: Signer, values: dict[str, Any]) -> str:
+def _salt(signer: Signer, unsalted: bytes) -> str:
     """16 bytes that nobody can guess and only the key can make, as hex.
 
     Unguessable, they hide a short line from whoever sees only its hash. Made by the key, they let `open`
     tell a line of its own, left unsigned by a crash, from one that somebody else appended to be signed.
     """
-    unsalted = {name: value for name, value in values.items() if name != "salt"}
-    return digest(signer.sign(b"intramural ledger salt\x00" + canonical(unsalted)))[:32]
+    return digest(signer.sign(b"intramural ledger salt\x00" + unsalted))[:32]
 
 
 def _software() -> dict[str, str]:

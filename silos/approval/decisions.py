@@ -28,7 +28,6 @@ WORDS = (Event.STUDY_APPROVED, Event.STUDY_REVOKED)
 """What people, and the policy, say of a study."""
 
 
-
 class Decision(Document):
     """A person's yes or no to one study, as the file says it until the ledger does."""
 
