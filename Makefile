@@ -1,7 +1,7 @@
 # make demo    the demonstration; make demo DATA=DIR runs it on DIR/*/site.toml under DIR/study*.toml
 # make test    the tests
 # make check   format, lint, types, import contracts
-# make bench   what the exchange costs beside the training, bfloat16 beside float32, reading images beside pydicom and MONAI
+# make bench   what a simulation costs beside the training, bfloat16 beside float32, reading images beside pydicom and MONAI
 # Each target makes the environment it needs: Python's own venv and pip, in .venv.
 
 PYTHON ?= python3
@@ -34,7 +34,7 @@ check: setup
 	$(BIN)/lint-imports
 
 bench: setup
-	$(BIN)/python scripts/bench.py
+	$(BIN)/python scripts/bench_simulation.py --out scripts/results/bench_simulation.md
 	$(BIN)/python scripts/bench_training.py
 	$(BIN)/python scripts/bench_ingest.py --with-gdcm
 

@@ -1,7 +1,7 @@
 """What a simulation costs beside the training itself, and what its size costs in memory.
 
     python scripts/bench_simulation.py                      # the tables; half an hour on two idle cores
-    python scripts/bench_simulation.py --only rounds --hospitals 4 --turns 1
+    python scripts/bench_simulation.py --only rounds --network cnn --hospitals 4 --turns 1
     python scripts/bench_simulation.py --only workers       # wall time: wants two idle cores
 
 *rounds*: the whole of a simulated round, with gate, signatures, SHA-256, manifests and ledgers on, beside a plain
@@ -59,6 +59,7 @@ purpose = "Measure what a simulation costs."
 seed = 1
 rounds = {{rounds}}
 metrics = ["loss"]
+encoding = "float32"
 [task]
 name = "classification"
 classes = ["none", "lesion"]
@@ -293,6 +294,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=("rounds", "memory", "workers"), help="one table (default: all)")
     parser.add_argument("--hospitals", type=int, nargs="+", help="of the first table, only the rows of so many")
+    parser.add_argument("--network", help="of the first table, only the rows of this one")
     parser.add_argument("--rounds", type=int, default=3, help="measured rounds of each side in a turn (default: 3)")
     parser.add_argument("--turns", type=int, default=2, help="default: 2")
     parser.add_argument("--out", type=Path, help="write the tables as Markdown too")
@@ -307,7 +309,12 @@ def main() -> int:
             return 0
         tables = []
         if options.only in (None, "rounds"):
-            rows = [row for row in ROWS if options.hospitals is None or row.hospitals in options.hospitals]
+            rows = [
+                row
+                for row in ROWS
+                if options.network in (None, row.network)
+                and (options.hospitals is None or row.hospitals in options.hospitals)
+            ]
             tables.append(bench_rounds(work, rows, options.rounds, options.turns))
         if options.only in (None, "memory"):
             tables.append(bench_memory(options.rounds))

@@ -78,10 +78,6 @@ class Verifier:
         """Four bytes that name the key on a cosignature (C2SP tlog-cosignature, type 0x04)."""
         return hashlib.sha256(self.name.encode() + b"\n" + _COSIGNER + self.key).digest()[:4]
 
-    @cached_property
-    def _public(self) -> Ed25519PublicKey:
-        return Ed25519PublicKey.from_public_bytes(self.key)
-
     @property
     def vkey(self) -> str:
         """The one line that others enrol."""
@@ -98,7 +94,7 @@ class Verifier:
             BadSignature: This key did not sign these bytes.
         """
         try:
-            self._public.verify(signature, data)
+            Ed25519PublicKey.from_public_bytes(self.key).verify(signature, data)
         except (InvalidSignature, ValueError):
             raise BadSignature(f"not signed by {self.name} (key {self.key_id.hex()})") from None
 
