@@ -88,7 +88,7 @@ def _explain(item: Any) -> str:
         what = f"{words} {context[bound]:g}"
     else:
         what = str(context.get("error") or item["msg"])
-    return f"{key}: {what} (got {given!r})"
+    return f"{key}: {what}" if isinstance(given, dict) else f"{key}: {what} (got {given!r})"
 
 
 def _resolve(path: Path, info: ValidationInfo) -> Path:

@@ -39,6 +39,18 @@ def test_the_walks_of_the_readme_work_as_typed(
     assert ("agree" if walk == "walk" else "dice") in capsys.readouterr().out
 
 
+def test_the_ten_lines_of_the_readme_simulate_six_hospitals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = README.split("<!-- ten lines")[1].split("```python\n")[1].split("```")[0]
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {})
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("5 0.")
+    assert last.endswith(str([f"hospital-{n}" for n in range(1, 7)]))
+
+
 @pytest.mark.parametrize("program", COMMANDS)
 def test_the_readme_names_every_command_and_no_other(program: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
@@ -81,7 +93,7 @@ def test_the_example_study_explains_every_key_of_a_plan() -> None:
 
 
 @pytest.mark.parametrize(
-    "script", ["demo", "lgg", "lgg_segmentation", "bench", "federation", "failures", "bench_network"]
+    "script", ["demo", "lgg", "lgg_segmentation", "bench", "federation", "failures", "bench_network", "compare"]
 )
 def test_every_script_says_what_it_does(script: str) -> None:
     done = subprocess.run(

@@ -1,0 +1,133 @@
+"""Which strategy, when hospitals differ? One data set made into hospitals, four strategies, several seeds, one page.
+
+    python scripts/compare.py                                     make-believe patients, about three CPU minutes
+    python scripts/compare.py --site all/site.toml --study s.toml your own, where the policy allows the study by name
+
+It makes hospitals whose mix of labels differs (`intramural-silo split --by labels`), runs FedAvg, FedProx, SCAFFOLD and
+FedBN with every seed through the real exchange, and prints final metric, differences and intervals. Page, drawings and
+the table for pandas are written to `--work`. Stopped and started again, it goes on where it was. The results of
+make-believe patients say that the toolkit works, and nothing about medicine: scripts/results/compare.md.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from aggregator.sweep import sweep
+from aggregator.sweep.comparison import table
+from models.console import FAILED, OK, progress, show_table
+from models.errors import IntramuralError
+from models.plan import Plan
+from silos.phantom import write_hospital
+from silos.split import split
+
+STUDY = """
+name = "compare"
+purpose = "Find slices with a lesion in make-believe brain MR."
+rounds = 6
+min_silos = 2
+metrics = ["loss", "auc"]
+
+[task]
+name = "classification"
+classes = ["none", "lesion"]
+modality = ["MR"]
+size = [32, 32]
+percentiles = [1.0, 99.0]
+augment = false
+
+[task.network]
+name = "cnn"
+arguments = { channels = [8, 16, 32] }
+
+[training]
+epochs = 3
+batch_size = 8
+optimizer = "sgd"
+learning_rate = 0.05
+"""
+
+SWEEP = """
+study = {study}
+sites = [{sites}]
+seeds = {seeds}
+processes = {processes}
+
+[[arms]]
+strategy.name = "fedavg"
+
+[[arms]]
+strategy.name = "fedprox"
+strategy.mu = 0.1
+
+[[arms]]
+strategy.name = "scaffold"
+
+[[arms]]
+label = "fedavg, local norm (FedBN)"
+strategy.name = "fedavg"
+strategy.local_norm = true
+"""
+
+
+def write_patients(folder: Path) -> tuple[Path, Path]:
+    """A make-believe data set, and a study on it."""
+    site, study = folder / "all" / "site.toml", folder / "study.toml"
+    if not site.exists():
+        write_hospital(folder / "all", name="all", seed=1, patients=150, images=4, size=32, studies=["compare"])
+        # Whoever simulates may look at groups that a real hospital would not tell of.
+        text = site.read_text().replace("min_patients = 11", "min_patients = 2")
+        site.write_text(text.replace("min_evaluated = 4", "min_evaluated = 2"))
+    study.write_text(STUDY)
+    return site, study
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Split, sweep, show."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--site", type=Path, help="site.toml of a hospital that has all patients (default: a phantom)")
+    parser.add_argument("--study", type=Path, help="study.toml, needed with --site")
+    parser.add_argument("--into", type=int, default=5, help="hospitals (default: 5)")
+    parser.add_argument("--alpha", type=float, default=0.5, help="the smaller, the more labels differ (default: 0.5)")
+    parser.add_argument("--seeds", type=int, default=5, help="default: 5")
+    parser.add_argument("--processes", type=int, default=2, help="runs at the same time (default: 2)")
+    parser.add_argument("--work", type=Path, default=Path("compare"), help="what is written (default: compare)")
+    options = parser.parse_args(argv)
+    if (options.site is None) != (options.study is None):
+        parser.error("give both --site and --study, or neither")
+    work, parts = options.work.absolute(), options.work.absolute() / "hospitals"
+    work.mkdir(parents=True, exist_ok=True)
+    try:
+        site, study = (options.site, options.study.absolute()) if options.site else write_patients(work)
+        with progress() as report:
+            if not parts.exists():
+                made = split(
+                    site, parts, by="labels", into=options.into, alpha=options.alpha, seed=1,
+                    plan=Plan.load(study), progress=report,
+                )  # fmt: skip
+                rows = [(part.name, part.training, part.held_out, *part.classes.values()) for part in made]
+                show_table("hospitals", ("hospital", "to train on", "held out", *made[0].classes), rows)
+            text = SWEEP.format(
+                study=json.dumps(str(study)),
+                sites=json.dumps(str(parts / "*" / "site.toml")),
+                seeds=list(range(1, options.seeds + 1)),
+                processes=options.processes,
+            )
+            (work / "sweep.toml").write_text(text)
+            outcome = sweep(work / "sweep.toml", work, progress=report)
+    except IntramuralError as error:
+        print(f"error: {error}\n  do: {error.hint}", file=sys.stderr)
+        return FAILED
+    if outcome.comparison is not None:
+        columns, rows = table(outcome.comparison)
+        show_table(f"{len(outcome.histories)} runs, {options.seeds} seeds", columns, rows)
+    for run, problem in outcome.failed.items():
+        print(f"{run.arm.label}, seed {run.seed}: {problem}", file=sys.stderr)
+    print(work / "sweep.html")
+    return FAILED if outcome.failed else OK
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
