@@ -285,4 +285,5 @@ def _number(value: float) -> str:
 
 
 def _short(name: str, most: int = 16) -> str:
-    return name if len(name) <= most else f"{name[: most - 1]}…"
+    """A name without its middle, if it is long: names often differ at their ends."""
+    return name if len(name) <= most else f"{name[: most // 2]}…{name[most // 2 + 1 - most :]}"

@@ -1,6 +1,6 @@
 """Which strategy, when hospitals differ? One data set made into hospitals, four strategies, several seeds, one page.
 
-    python scripts/compare.py                                     make-believe patients, about three CPU minutes
+    python scripts/compare.py                                     make-believe patients, three to four CPU minutes
     python scripts/compare.py --site all/site.toml --study s.toml your own, where the policy allows the study by name
 
 It makes hospitals whose mix of labels differs (`intramural-silo split --by labels`), runs FedAvg, FedProx, SCAFFOLD and
