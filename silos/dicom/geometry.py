@@ -41,6 +41,7 @@ class Misfit(StrEnum):
     MANY_DIRECTIONS = "too many orientations or sizes in a series"
     SINGLE = "single slice"
     SAME_POSITION = "several slices at one position"
+    REPEATED = "each position several times (over time, echoes or b-values)"
     MISSING = "missing slices"
     UNEVEN = "uneven distances between slices"
     BESIDE = "slices beside one another"
@@ -150,7 +151,7 @@ def arrange(planes: Sequence[Plane]) -> Arrangement | Misfit:
         planes: Slices of one group of `alike`.
 
     Returns:
-        The arrangement, or `SINGLE`, `SAME_POSITION`, `MISSING`, `UNEVEN` or `BESIDE`.
+        The arrangement, or `SINGLE`, `SAME_POSITION`, `REPEATED`, `MISSING`, `UNEVEN` or `BESIDE`.
     """
     if len(planes) < 2:
         return Misfit.SINGLE
@@ -160,7 +161,8 @@ def arrange(planes: Sequence[Plane]) -> Arrangement | Misfit:
     positions = positions[order]
     gaps = np.diff(positions @ normal)
     if gaps.min() < SAME_PLACE:
-        return Misfit.SAME_POSITION
+        often = np.diff(np.flatnonzero(np.concatenate([[True], gaps >= SAME_PLACE, [True]])))
+        return Misfit.REPEATED if len(often) > 1 and (often == often[0]).all() else Misfit.SAME_POSITION
     # The line that fits all slices best: each position was rounded when it was written.
     places = np.arange(len(planes)) - (len(planes) - 1) / 2
     step = places @ positions / (places @ places)

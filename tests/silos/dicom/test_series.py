@@ -13,7 +13,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
 from silos.dicom import series
-from silos.dicom.geometry import Misfit
+from silos.dicom.geometry import Misfit, Plane, arrange
 from silos.dicom.header import Reason, UnreadableFile
 from silos.dicom.scan import scan
 from silos.dicom.series import Note, find_stacks, read_volume
@@ -120,6 +120,23 @@ def test_a_slice_off_its_place_is_noticed(
 ) -> None:
     moved(make_stack(hospital.root, noise(10))[4], ImagePositionPatient=list(position))
     assert left_out(hospital) == {reason: 10}
+
+
+@pytest.mark.parametrize(
+    ("heights", "reason"),
+    [
+        ([0, 3, 6, 9] * 3, Misfit.REPEATED),
+        ([0, 0.001, 3, 3.001, 6, 6], Misfit.REPEATED),
+        ([0, 3, 6, 9, 9], Misfit.SAME_POSITION),
+        ([5, 5, 5], Misfit.SAME_POSITION),
+    ],
+)
+def test_a_series_of_several_times_or_contrasts_is_told_from_a_doubled_slice(
+    heights: list[float], reason: Misfit
+) -> None:
+    axes = np.array([[1.0, 0, 0], [0, 1, 0]])
+    planes = [Plane((8, 8), (1.0, 1.0), axes, np.array([0, 0, height])) for height in heights]
+    assert arrange(planes) == reason
 
 
 def test_rounded_positions_are_no_uneven_distances(make_stack: Make, hospital: Any) -> None:
