@@ -5,7 +5,6 @@ and arrays have been verified. What is left is what a signed reply can still be 
 round, another model, other arrays, numbers that would poison the mean.
 """
 
-import hashlib
 import math
 from dataclasses import dataclass
 
@@ -24,7 +23,7 @@ from models.errors import (
 from models.exchange.channel import Received
 from models.exchange.documents import Closing, Examples, Manifest, Refusal, Survey
 from models.exchange.encoding import Encoding
-from models.exchange.spec import Spec, Vector, norm
+from models.exchange.spec import Spec, norm
 from models.exchange.statement import Kind
 from models.plan import Plan
 
@@ -95,7 +94,7 @@ def check(received: Received, asked: Asked, plan: Plan, spec: Spec) -> Manifest 
     if statement.kind is Kind.UPDATE:
         if plan.strategy.name == "qfedavg" and (manifest.evaluated is None or manifest.metrics.get("loss", -1) < 0):
             raise Malformed("tells no loss of at least 0, by which qfedavg weighs", detail="metric")
-        _check_update(manifest, envelope.vector, statement.payload, plan, spec)
+        _check_update(manifest, received, plan, spec)
     elif manifest.digest is not None or envelope.vector is not None:
         raise Malformed("is a report, but names arrays", detail="report")
     return manifest
@@ -109,13 +108,14 @@ def _survey(body: bytes, plan: Plan) -> Survey:
     return survey
 
 
-def _check_update(manifest: Manifest, vector: Vector | None, payload: str | None, plan: Plan, spec: Spec) -> None:
-    if vector is None or manifest.digest != payload:
+def _check_update(manifest: Manifest, received: Received, plan: Plan, spec: Spec) -> None:
+    vector, tensors = received.envelope.vector, received.tensors
+    if vector is None or manifest.digest != received.statement.payload:
         raise DigestMismatch("the manifest lists other arrays than those that came", detail="manifest")
     if not manifest.matches(spec):
         raise SpecMismatch("the manifest lists other arrays than the study's", detail="tensors")
-    for listed, (_, part) in zip(manifest.tensors, spec.split(vector), strict=True):
-        if listed.bytes != part.nbytes or listed.sha256 != hashlib.sha256(part.data).hexdigest():
+    for listed, tensor, came in zip(manifest.tensors, spec.tensors, tensors, strict=True):
+        if listed.bytes != 4 * tensor.size or listed.sha256 != came:
             raise DigestMismatch(f"{listed.name} is not the array that the manifest lists", detail="tensor")
     if not np.isfinite(vector).all():
         nan = bool(np.isnan(vector).any())

@@ -174,7 +174,7 @@ class _Run:
         state, silos = study.load_state(position), len(study.enrolled)
         combined = self.strategy.combine(round_, base, contributions, state, silos)
         output = vector_digest(study.spec.digest, combined.model)
-        study.save_model(round_, combined.model)
+        study.save_model(round_, combined.model, output)
         remembered = study.save_state(round_, combined.state)
         body = {
             "inputs": [

@@ -23,7 +23,16 @@ from typing import Self
 from models.errors import ConfigError, DigestMismatch, IntramuralError, Malformed
 from models.exchange.documents import Agreement
 from models.exchange.encoding import Encoding
-from models.exchange.spec import Spec, Vector, load_part, load_vector, save_vector, vector_digest
+from models.exchange.spec import (
+    Spec,
+    Vector,
+    load_part,
+    load_vector,
+    save_vector,
+    tensor_digests,
+    update_digest,
+    vector_digest,
+)
 from models.ledger import Entry, Event, Ledger, Signer, Verifier
 from models.ledger.disk import create, make_folder, publish, rename
 from models.plan import Plan
@@ -62,6 +71,7 @@ class Study:
 
     def __init__(self, folder: Path, agreement: Agreement, signer: Signer, ledger: Ledger, spec: Spec) -> None:
         """Use `create`, `open` or `load`."""
+        self._known: dict[Path, tuple[str, tuple[int, ...]]] = {}  # digests of what was written here, with its stamp
         self.folder, self.agreement, self.signer, self.ledger, self.spec = (
             folder,
             agreement,
@@ -252,14 +262,24 @@ class Study:
 
     def load_model(self, number: int, digest: str) -> Vector:
         """A model, checked against its digest; `(spec.size,)` float32."""
-        spec, vector = load_vector(self.model_path(number), digest)
+        path = self.model_path(number)
+        spec, vector = load_vector(path, None if self._is_known(path, digest) else digest)
         if spec != self.spec:
-            raise DigestMismatch(f"{self.model_path(number)}: has other arrays than the study's")
+            raise DigestMismatch(f"{path}: has other arrays than the study's")
         return vector
 
-    def save_model(self, number: int, vector: Vector) -> None:
-        """Write a model, durable before it has its name."""
-        save_vector(self.model_path(number), self.spec, vector)
+    def save_model(self, number: int, vector: Vector, digest: str) -> None:
+        """Write a model of that digest, durable before it has its name."""
+        path = self.model_path(number)
+        save_vector(path, self.spec, vector)
+        self._known[path] = digest, _stamp(path)
+
+    def _is_known(self, path: Path, digest: str) -> bool:
+        """Whether this object wrote the file with content of that digest, and nobody touched it since."""
+        try:
+            return self._known.get(path) == (digest, _stamp(path))
+        except OSError:
+            return False
 
     def _state_path(self, number: int, name: str) -> Path:
         return self.folder / "state" / f"{number:03}" / f"{name}.safetensors"
@@ -288,15 +308,19 @@ class Study:
         """Where a silo's update of a round lies until it is combined."""
         return self.folder / "updates" / f"{round_:03}" / f"{silo}.safetensors"
 
-    def save_update(self, round_: int, silo: str, vector: Vector) -> None:
-        """Keep an update on disk until it is combined."""
+    def save_update(self, round_: int, silo: str, vector: Vector, digest: str) -> None:
+        """Keep an update of that digest on disk until it is combined."""
         path = self.update_path(round_, silo)
         make_folder(path.parent)
         save_vector(path, self.spec, vector)
+        self._known[path] = digest, _stamp(path)
 
     def load_update(self, round_: int, silo: str, digest: str) -> Vector:
         """An update kept on disk, checked against its digest; `(spec.size,)` float32."""
-        return load_vector(self.update_path(round_, silo), digest)[1]
+        spec, vector = load_vector(path := self.update_path(round_, silo))
+        if update_digest(spec, tensor_digests(spec, vector)) != digest:
+            raise DigestMismatch(f"{path}: is not the update of digest {digest}", "restore the file from a copy")
+        return vector
 
     def load_update_part(self, round_: int, silo: str, start: int, stop: int) -> Vector:
         """Some elements of an update kept on disk, which `has_update` found whole."""
@@ -304,6 +328,8 @@ class Study:
 
     def has_update(self, round_: int, silo: str, digest: str) -> bool:
         """Whether an update of that digest is kept on disk."""
+        if self._is_known(self.update_path(round_, silo), digest):
+            return True
         try:
             self.load_update(round_, silo, digest)
         except IntramuralError:
@@ -312,8 +338,15 @@ class Study:
 
     def drop_updates(self, round_: int) -> None:
         """Forget the updates of a round, unless the plan keeps them."""
+        self._known = {path: what for path, what in self._known.items() if path.parent.parent.name != "updates"}
         if not self.plan.keep_updates:
             shutil.rmtree(self.folder / "updates" / f"{round_:03}", ignore_errors=True)
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """What changes when a file is written to or replaced; nobody but the kernel sets the last of it."""
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _initial_model(plan: Plan) -> tuple[Spec, Vector]:

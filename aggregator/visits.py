@@ -214,7 +214,7 @@ class Visit:
             return
         try:
             envelope = wire.unpack(reply.content, study.spec.size, study.encoding)
-            received = channel.verify(envelope, None if envelope.vector is None else study.spec.digest)
+            received = channel.verify(envelope, None if envelope.vector is None else study.spec)
         except Exception as error:  # whatever a stranger sends
             self.reject(name, asked, _own_code(error))
             return
@@ -226,8 +226,8 @@ class Visit:
             return
         facts: dict[str, object] = {}
         if isinstance(document, Manifest):
-            if envelope.vector is not None and document.examples is not None:
-                study.save_update(self.round, name, envelope.vector)
+            if envelope.vector is not None and document.examples is not None and document.digest is not None:
+                study.save_update(self.round, name, envelope.vector, document.digest)
                 facts = {"base": document.base, "digest": document.digest, "weight": document.examples.weight}
                 if document.work is not None:
                     facts["work"] = document.work

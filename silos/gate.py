@@ -7,7 +7,6 @@ done. Deny by default: a metric, a study, a task or a field of a survey that the
 inside.
 """
 
-import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import numpy as np
 from models.errors import IntramuralError, PolicyError, Rule, Unusable
 from models.exchange.documents import Agreement, Band, Examples, Filter, Manifest, Privacy, Refusal, Survey, Tensor
 from models.exchange.encoding import BOUND, Encoding
-from models.exchange.spec import Spec, Vector, norm, vector_digest
+from models.exchange.spec import Spec, Vector, norm, tensor_digests, update_digest
 from models.exchange.survey import TableName, Total, band
 from models.plan import MetricName, Plan
 from silos import privacy
@@ -225,11 +224,12 @@ def release(
             "raise policy.max_bytes if the hospital agrees, or decline this network",
         )
     spent = _epsilon(policy, rounds)
+    tensors = _tensors(spec, vector)
     manifest = told.model_copy(
         update={
-            "digest": vector_digest(spec.digest, vector),
+            "digest": update_digest(spec, (tensor.sha256 for tensor in tensors)),
             "norm": length,
-            "tensors": _tensors(spec, vector),
+            "tensors": tensors,
             "filters": filters,
             "examples": _weight(policy, plan.weights, update),
             "work": None if update.work is None else _tenths(update.work),
@@ -334,10 +334,10 @@ def _tensors(spec: Spec, vector: Vector) -> list[Tensor]:
             name=tensor.name,
             shape=list(tensor.shape),
             bytes=part.nbytes,
-            sha256=hashlib.sha256(np.ascontiguousarray(part, "<f4").data).hexdigest(),
+            sha256=sha256,
             l2=norm(part),
         )
-        for tensor, part in spec.split(vector)
+        for (tensor, part), sha256 in zip(spec.split(vector), tensor_digests(spec, vector), strict=True)
     ]
 
 

@@ -22,10 +22,9 @@ from typing import TYPE_CHECKING, Any
 from aggregator.audit import lines
 from aggregator.audit.ledgers import verify
 from aggregator.weighing import Contribution
-from models.errors import ConfigError, DataError, DigestMismatch, IntramuralError, LedgerError, Malformed
+from models.errors import ConfigError, DataError, DigestMismatch, IntramuralError, LedgerError
 from models.exchange.documents import Agreement, Manifest, Order
-from models.exchange.spec import Spec, Vector, load_part, load_vector, vector_digest
-from models.exchange.weights import file_digests
+from models.exchange.spec import Spec, Vector, load_part, load_vector, tensor_digests, update_digest, vector_digest
 from models.ledger import Event, Opened, Record, Verifier, read
 
 if TYPE_CHECKING:
@@ -201,11 +200,8 @@ def _combined(
     contributions = []
     for item in record.body["inputs"]:
         path = _path(folder, record.round, item["silo"])
-        try:
-            same = file_digests(path) == (spec.digest, item["digest"])
-        except Malformed as error:
-            raise DigestMismatch(f"{path}: {error}") from error
-        if not same:
+        found, vector = load_vector(path)
+        if found != spec or update_digest(spec, tensor_digests(spec, vector)) != item["digest"]:
             raise DigestMismatch(f"{path}: is not the update of digest {item['digest']}", "restore the file")
         update = updates.get(item["xid"])
         loss = Manifest.decode(opened.manifest(lines.statement(update).body)).metrics.get("loss") if update else None

@@ -17,7 +17,7 @@ from typing import Any
 from models.errors import BadSignature, DigestMismatch, Malformed, Replayed, Rewritten, SpecMismatch
 from models.exchange.documents import Document
 from models.exchange.encoding import Encoding
-from models.exchange.spec import Vector, vector_digest
+from models.exchange.spec import Spec, Vector, tensor_digests, update_digest, vector_digest
 from models.exchange.statement import (
     GENESIS,
     Envelope,
@@ -50,6 +50,14 @@ def _both_ends(sizes: list[int]) -> list[int]:
     return sizes if len(sizes) <= _SHOWN else [*sizes[: _SHOWN // 2], *sizes[-_SHOWN // 2 :]]
 
 
+def _digests(spec: str | Spec, vector: Vector) -> tuple[str, tuple[str, ...]]:
+    """Of a model, by its layout's digest; or of an update, and then of each of its arrays too."""
+    if isinstance(spec, str):
+        return vector_digest(spec, vector), ()
+    tensors = tensor_digests(spec, vector)
+    return update_digest(spec, tensors), tensors
+
+
 @dataclass(frozen=True)
 class Received:
     """A verified message, not yet written down.
@@ -60,6 +68,7 @@ class Received:
         head: The sender's ledger head.
         missed: Statements of the sender that never arrived here.
         again: Whether its line is in the ledger already; such a message is not accepted a second time.
+        tensors: Of an update, SHA-256 of each array as it came; the signed digest is made of these.
     """
 
     statement: Statement
@@ -67,6 +76,7 @@ class Received:
     head: Checkpoint
     missed: int
     again: bool = False
+    tensors: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -139,7 +149,7 @@ class Channel:
         round_: int,
         document: Document,
         *,
-        spec: str | None = None,
+        spec: str | Spec | None = None,
         vector: Vector | None = None,
         encoding: Encoding | None = None,
         payload: str | None = None,
@@ -153,7 +163,7 @@ class Channel:
             kind: What it is.
             round_: The study's round.
             document: Order, manifest, refusal or closing; kept beside the ledger by its digest.
-            spec: Digest of the layout of `vector`.
+            spec: The layout of an update's `vector`; of a model's, the layout's digest is enough.
             vector: Arrays that travel, 1-D float32.
             encoding: How they are told, if not as they are; they are rounded already.
             payload: Their digest, from whoever has it already: a large model takes a while to hash. Without
@@ -165,7 +175,7 @@ class Channel:
         body = document.encode()
         if (spec is None) != (vector is None):
             raise SpecMismatch("arrays travel with their layout, or neither does")
-        payload = None if spec is None or vector is None else payload or vector_digest(spec, vector)
+        payload = None if spec is None or vector is None else payload or _digests(spec, vector)[0]
         statement = Statement(
             study=self.study,
             round=round_,
@@ -196,12 +206,13 @@ class Channel:
         statement = draft.statement.encode()
         return Envelope(statement, draft.signature, draft.body, evidence, draft.vector, draft.encoding)
 
-    def verify(self, envelope: Envelope, spec: str | None, *, again: bool = False) -> Received:
+    def verify(self, envelope: Envelope, spec: str | Spec | None, *, again: bool = False) -> Received:
         """Check a message against the sender's key and past. Writes nothing.
 
         Args:
             envelope: What arrived.
-            spec: Digest of the layout that its arrays must have; None if none may come.
+            spec: The layout that an update's arrays must have; of a model, the layout's digest is enough; None if no
+                arrays may come.
             again: Let the newest message of all pass although it was received before: whoever was at work
                 on it was killed, and begins anew.
 
@@ -229,15 +240,18 @@ class Channel:
             raise Replayed(f"statement {statement.n} of {self.peer.name} does not follow the one before it")
         if digest(envelope.body) != statement.body:
             raise DigestMismatch("the document is not the one that was signed", detail="document")
+        tensors: tuple[str, ...] = ()
         if envelope.vector is None or spec is None:
             if envelope.vector is not None or statement.payload is not None:
                 raise DigestMismatch("arrays and statement do not belong together", detail="payload")
-        elif vector_digest(spec, envelope.vector) != statement.payload:
-            raise DigestMismatch("the arrays are not those that were signed", detail="payload")
+        else:
+            found, tensors = _digests(spec, envelope.vector)
+            if found != statement.payload:
+                raise DigestMismatch("the arrays are not those that were signed", detail="payload")
         if statement.nbytes != envelope.nbytes:
             raise DigestMismatch("the size is not the one that was signed", detail="size")
         head = self._check_evidence(envelope.evidence)
-        return Received(statement, envelope, head, max(missed, 0), again=missed < 0)
+        return Received(statement, envelope, head, max(missed, 0), missed < 0, tensors)
 
     def accept(self, received: Received, facts: Mapping[str, Any] | None = None) -> None:
         """Write down that a message was received; after this its content may be used.

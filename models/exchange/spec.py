@@ -28,7 +28,9 @@ from models.ledger.disk import rename
 Vector = npt.NDArray[np.float32]
 """All floating arrays of a model in spec order, 1-D float32."""
 
-_PIECE = 1 << 20  # elements that are turned into float64 at a time
+_UPDATE = b"intramural update v2\n"
+
+_PIECE = 1 << 15  # elements that are turned into float64 at a time; they stay in a core's cache
 
 
 @dataclass(frozen=True)
@@ -98,12 +100,18 @@ def _known(spec: Spec) -> Spec:
 
 def norm(vector: Vector) -> float:
     """L2 norm of a vector, summed in float64 piece by piece."""
-    pieces = (vector[start : start + _PIECE] for start in range(0, vector.size, _PIECE))
-    return math.sqrt(math.fsum(float(np.square(piece, dtype=np.float64).sum()) for piece in pieces))
+    buffer, sums = np.empty(min(_PIECE, vector.size)), []
+    for start in range(0, vector.size, _PIECE):
+        piece = vector[start : start + _PIECE]
+        squares = buffer[: piece.size]
+        squares[:] = piece
+        squares *= squares
+        sums.append(float(squares.sum()))
+    return math.sqrt(math.fsum(sums))
 
 
 def vector_digest(spec: str, vector: Vector) -> str:
-    r"""SHA-256 (hex) of a model or of an update.
+    r"""SHA-256 (hex) of a model.
 
     Args:
         spec: Digest of the layout; it is hashed first, so equal bytes of another layout differ.
@@ -116,6 +124,30 @@ def vector_digest(spec: str, vector: Vector) -> str:
     state = hashlib.sha256(DOMAIN + bytes.fromhex(spec))
     state.update(np.ascontiguousarray(vector, dtype="<f4").data)
     return state.hexdigest()
+
+
+def tensor_digests(spec: Spec, vector: Vector) -> tuple[str, ...]:
+    """SHA-256 (hex) of each array's little-endian bytes, in the order of the spec.
+
+    Args:
+        spec: The layout.
+        vector: `(spec.size,)` float32.
+    """
+    parts = spec.split(np.ascontiguousarray(vector, dtype="<f4"))
+    return tuple(hashlib.sha256(part.data).hexdigest() for _, part in parts)
+
+
+def update_digest(spec: Spec, tensors: Iterable[str]) -> str:
+    r"""SHA-256 (hex) of an update, made of those of its arrays, which its manifest lists; so no byte is hashed twice.
+
+    Args:
+        spec: The layout.
+        tensors: As `tensor_digests` gives them.
+
+    Returns:
+        The digest of `"intramural update v2\n"`, the spec's digest and the arrays' digests (32 bytes each).
+    """
+    return hashlib.sha256(_UPDATE + bytes.fromhex("".join((spec.digest, *tensors)))).hexdigest()
 
 
 def save_vector(path: Path, spec: Spec, vector: Vector) -> None:

@@ -27,7 +27,7 @@ from aggregator.study import Study
 from models.exchange import wire
 from models.exchange.channel import Channel
 from models.exchange.documents import Agreement, Closing, Document, Order
-from models.exchange.spec import Spec, Vector, load_vector, save_vector, vector_digest
+from models.exchange.spec import Spec, Vector, load_vector, save_vector, tensor_digests, update_digest
 from models.exchange.statement import Envelope, Kind
 from models.ledger import Entry, Event, Ledger, Signer, Verifier
 from models.ledger.canonical import canonical
@@ -178,7 +178,7 @@ class Hospital:
             kind,
             order.round if round_ is None else round_,
             document,
-            spec=None if vector is None else SPEC.digest,
+            spec=None if vector is None else SPEC,
             vector=vector,
             answers=answers,
             facts={"base": order.base} if kind is Kind.UPDATE else None,
@@ -203,7 +203,7 @@ class Hospital:
         }
         if vector is not None:
             content |= {
-                "digest": vector_digest(SPEC.digest, vector),
+                "digest": update_digest(SPEC, tensor_digests(SPEC, vector)),
                 "norm": 1.0,
                 "tensors": [
                     {

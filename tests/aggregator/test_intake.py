@@ -19,7 +19,7 @@ from models.errors import IntramuralError, NotAppended
 from models.exchange import wire
 from models.exchange.channel import Channel, Received
 from models.exchange.documents import Closing, Examples, Order, Refusal
-from models.exchange.spec import Spec, Vector, vector_digest
+from models.exchange.spec import Spec, Vector, tensor_digests, update_digest, vector_digest
 from models.exchange.statement import Envelope, Evidence, Kind, Statement, receipt_bytes, signing_bytes
 from models.ledger import Checkpoint, Event, Ledger, Signer, Verifier
 from models.ledger.canonical import canonical
@@ -127,7 +127,7 @@ def of_another_study(hospital: Hospital, order: Order, asked: str) -> RecordDict
     hub = Verifier.parse(order.agreement.coordinator_key)
     channel = Channel(hospital.ledger, hospital.signer, hub, "ab" * 32)
     vector = hospital.delta(order.round)
-    spec, manifest = order.agreement.spec, hospital.manifest(order, vector)
+    spec, manifest = SPEC, hospital.manifest(order, vector)
     return pack(channel.offer(Kind.UPDATE, order.round, manifest, spec=spec, vector=vector, answers=asked))
 
 
@@ -135,7 +135,7 @@ def to_another_coordinator(hospital: Hospital, order: Order, asked: str) -> Reco
     hub = Verifier("other", Verifier.parse(order.agreement.coordinator_key).key)
     channel = Channel(hospital.ledger, hospital.signer, hub, order.agreement.study)
     vector = hospital.delta(order.round)
-    spec, manifest = order.agreement.spec, hospital.manifest(order, vector)
+    spec, manifest = SPEC, hospital.manifest(order, vector)
     envelope = channel.offer(Kind.UPDATE, order.round, manifest, spec=spec, vector=vector, answers=asked)
     return pack(envelope)
 
@@ -180,7 +180,7 @@ def wrote_its_ledger_anew(hospital: Hospital, order: Order, asked: str) -> Recor
             ledger, hospital.signer, Verifier.parse(order.agreement.coordinator_key), order.agreement.study
         )
         vector = hospital.delta(order.round)
-        spec, manifest = order.agreement.spec, hospital.manifest(order, vector)
+        spec, manifest = SPEC, hospital.manifest(order, vector)
         envelope = channel.offer(Kind.UPDATE, order.round, manifest, spec=spec, vector=vector, answers=asked)
     hospital.ledger = Ledger.open(hospital.folder, hospital.signer)
     hospital._channels.clear()
@@ -497,7 +497,7 @@ def received(vector: Vector, plan_round: int = 1, **changes: Any) -> tuple[Recei
     manifest = {
         "base": "ab" * 32,
         "spec": SPEC.digest,
-        "digest": vector_digest(SPEC.digest, vector),
+        "digest": update_digest(SPEC, tensor_digests(SPEC, vector)),
         "tensors": [
             {
                 "name": tensor.name,
@@ -515,11 +515,12 @@ def received(vector: Vector, plan_round: int = 1, **changes: Any) -> tuple[Recei
     statement = Statement(
         study="ef" * 32, round=plan_round, kind=Kind.UPDATE, src="north", dst="aggregator", n=1,
         prev="0" * 64, answers="cd" * 32, body=hashlib.sha256(body).hexdigest(),
-        payload=vector_digest(SPEC.digest, vector), nbytes=len(body) + vector.nbytes,
+        payload=update_digest(SPEC, tensor_digests(SPEC, vector)), nbytes=len(body) + vector.nbytes,
     )  # fmt: skip
     envelope = Envelope(statement.encode(), b"", body, Evidence(None, "", {}, 0), vector)
     asked = Asked("train", plan_round, "cd" * 32, "ab" * 32)
-    return Received(statement, envelope, Checkpoint("north", 0, ROOT), 0), asked
+    tensors = tensor_digests(SPEC, vector)
+    return Received(statement, envelope, Checkpoint("north", 0, ROOT), 0, tensors=tensors), asked
 
 
 @pytest.fixture

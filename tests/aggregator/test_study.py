@@ -14,7 +14,7 @@ from aggregator.rounds import run
 from aggregator.study import Study
 from models.errors import ConfigError, IntramuralError, Locked, Malformed, SpecMismatch
 from models.exchange.documents import Agreement
-from models.exchange.spec import Spec, load_vector, save_vector, vector_digest
+from models.exchange.spec import Spec, load_vector, save_vector, tensor_digests, update_digest, vector_digest
 from models.ledger import Entry, Event, Ledger, Signer, read
 from models.ledger.canonical import canonical
 
@@ -421,3 +421,28 @@ def test_a_model_of_double_precision_cannot_start_a_study(tmp_path: Path) -> Non
     (tmp_path / "model.safetensors").write_bytes(save({"weight": np.zeros(3)}))
     with pytest.raises(SpecMismatch, match="F64"):
         load_vector(tmp_path / "model.safetensors")
+
+
+def test_what_was_just_written_is_not_hashed_again_until_somebody_touches_it(
+    begun: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, vector = begun.study, np.ones(begun.study.spec.size, np.float32)
+    digest = update_digest(study.spec, tensor_digests(study.spec, vector))
+    study.save_update(2, "north", vector, digest)
+    hashed: list[Path] = []
+    load = study.load_update
+
+    def watched(round_: int, silo: str, digest: str) -> Any:
+        hashed.append(study.update_path(round_, silo))
+        return load(round_, silo, digest)
+
+    monkeypatch.setattr(study, "load_update", watched)
+    assert study.has_update(2, "north", digest)
+    assert not study.has_update(2, "north", "ab" * 32)
+    assert len(hashed) == 1
+    path = study.update_path(2, "north")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)  # in place
+    assert not study.has_update(2, "north", digest)
+    assert len(hashed) == 2

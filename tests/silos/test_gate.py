@@ -23,7 +23,7 @@ from models.errors import (
 )
 from models.exchange.documents import Agreement, Filter, Manifest, Refusal
 from models.exchange.encoding import BOUND, Encoding, EncodingName
-from models.exchange.spec import Spec, vector_digest
+from models.exchange.spec import Spec, tensor_digests, update_digest
 from models.exchange.survey import BANDS, band
 from models.plan import Plan
 from silos import gate, privacy
@@ -374,7 +374,7 @@ def test_the_manifest_lists_every_array_that_leaves_and_no_other(agree: Agree, n
     assert vector.dtype == np.float32
     assert manifest.matches(SPEC)
     assert manifest.spec == SPEC.digest
-    assert manifest.digest == vector_digest(SPEC.digest, vector)
+    assert manifest.digest == update_digest(SPEC, tensor_digests(SPEC, vector))
     assert [t.name for t in manifest.tensors] == ["head.bias", "head.weight", "nothing", "scale"]
     assert sum(t.bytes for t in manifest.tensors) == vector.nbytes
     raw, start = vector.astype("<f4").tobytes(), 0

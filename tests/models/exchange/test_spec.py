@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from models.errors import DataError, DigestMismatch, SpecMismatch
-from models.exchange.spec import Spec, TensorSpec, Vector, load_vector, save_vector, vector_digest
+from models.exchange.spec import (
+    Spec,
+    TensorSpec,
+    Vector,
+    load_vector,
+    save_vector,
+    tensor_digests,
+    update_digest,
+    vector_digest,
+)
 
 SPEC = Spec.of({"head.weight": (2, 3), "conv.bias": (2,), "conv.weight": (1, 2, 2)})
 
@@ -71,6 +80,18 @@ def test_the_named_arrays_are_views_of_the_vector_and_cover_it() -> None:
     }
     assert all(np.shares_memory(array, vector) for array in named.values())
     assert np.concatenate([array.ravel() for array in named.values()]).tobytes() == vector.tobytes()
+
+
+def test_an_updates_digest_is_made_of_those_of_its_arrays_and_of_its_layout() -> None:
+    vector = filled(SPEC, 1)
+    tensors = tensor_digests(SPEC, vector)
+    assert tensors == tuple(hashlib.sha256(part.astype("<f4").tobytes()).hexdigest() for _, part in SPEC.split(vector))
+    by_hand = b"intramural update v2\n" + bytes.fromhex(SPEC.digest) + b"".join(map(bytes.fromhex, tensors))
+    assert update_digest(SPEC, tensors) == hashlib.sha256(by_hand).hexdigest()
+    other = Spec.of({f"other.{tensor.name}": tensor.shape for tensor in SPEC.tensors})
+    assert update_digest(other, tensors) != update_digest(SPEC, tensors) != vector_digest(SPEC.digest, vector)
+    strided = np.repeat(vector, 2)[::2]
+    assert tensor_digests(SPEC, strided) == tensors
 
 
 def test_a_vector_digest_can_be_recomputed_by_hand() -> None:
