@@ -37,7 +37,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     tell.add_argument("--aggregator", type=Path, help="the aggregator's ledger or study folder, to compare with")
     tell.add_argument("--key", help="the public key (vkey) it must be signed with; by default the one it names")
     tell.add_argument("--view", choices=_VIEWS, help="add the fields of HIPAA 164.528 or of GDPR article 30")
-    tell.add_argument("--out", type=Path, help="the HTML file")
+    tell.add_argument("--out", type=Path, help="the HTML file; Markdown, if its name ends in .md")
     tell.add_argument("--markdown", type=Path, help="the Markdown file")
     tell.set_defaults(run=_report)
 
@@ -101,8 +101,9 @@ def _report(arguments: argparse.Namespace) -> int:
         view=arguments.view,
         verifier=Verifier.parse(arguments.key) if arguments.key else None,
     )
-    for path, write in ((arguments.out, as_html), (arguments.markdown, as_markdown)):
+    for path in (arguments.out, arguments.markdown):
         if path:
+            write = as_markdown if path is arguments.markdown or path.suffix == ".md" else as_html
             publish(path, write(page).encode())
             print(path)
     return OK if page.ok else UNVERIFIED

@@ -18,7 +18,7 @@ from aggregator.release.bundle import FORMATS, data_format
 from models import tasks
 from models.errors import ConfigError, DataError, SpecMismatch
 from models.exchange.spec import load_vector, save_vector
-from models.plan import Classification, Network, TaskSettings
+from models.plan import Classification, Network, Strategy, TaskSettings
 from models.tasks import Case
 from models.tasks.flat import FlatNetwork
 from silos import inference
@@ -206,3 +206,19 @@ def test_every_hospitals_metrics_are_proven_and_stand_in_the_card_with_bands_alo
         auc, loss = found.measured[name]["auc"], found.measured[name]["loss"]
         assert f"| {name} | 2 | 20-49 images | clip 10 |" in text
         assert f"| {name} | 11-19 images | {auc:g} | {loss:g} | - |" in text
+
+
+def test_a_model_that_travelled_with_control_variates_runs_without_a_hospitals_own(world: Path, tmp_path: Path) -> None:
+    found = inference.agreement(world / "model")
+    plan = found.plan.model_copy(update={"strategy": Strategy(name="scaffold")})
+    flat = tasks.network(plan)
+    assert flat.control is not None
+    flat.control.fill_(3.0)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "agreement.json").write_bytes(
+        found.model_copy(update={"plan": plan, "spec": flat.spec.digest}).encode()
+    )
+    save_vector(tmp_path / "models" / "model.safetensors", flat.spec, flat.vector.numpy())
+    network = inference.network(tmp_path)
+    for name, value in tasks.network(found.plan).module.state_dict().items():
+        assert torch.equal(network.state_dict()[name], value)

@@ -414,3 +414,11 @@ def test_the_commands_know_the_formats_dialects_and_views_that_there_are() -> No
     assert set(writing_cli._FORMATS) == set(FORMATS)
     assert set(writing_cli._DIALECTS) == set(DIALECTS)
     assert set(writing_cli._VIEWS) == set(VIEWS)
+
+
+def test_a_report_whose_name_ends_in_md_is_markdown(finished: Path, tmp_path: Path) -> None:
+    from aggregator.audit_cli import main
+
+    for name, start in (("report.md", "# "), ("report.html", "<!DOCTYPE html>")):
+        assert main(["report", str(finished / "north"), "--out", str(tmp_path / name)]) == 0
+        assert (tmp_path / name).read_text().startswith(start)
