@@ -36,6 +36,7 @@ check: setup
 bench: setup
 	$(BIN)/python scripts/bench_simulation.py --out scripts/results/bench_simulation.md
 	$(BIN)/python scripts/bench_training.py
+	$(BIN)/python scripts/bench_exchange.py
 	$(BIN)/python scripts/bench_ingest.py --with-gdcm
 
 clean:

@@ -138,11 +138,11 @@ class Audited:
         ordered = sorted(contributions, key=lambda contribution: contribution.silo)
         if self._each:
             return self._asked(round_, base(), ordered, None, {})
-        weighed = self._weigh(ordered)
-        mean = weighted_mean(weighed.weights, (c.load() for c in weighed.contributions), weighed.total)
+        weighed, old = self._weigh(ordered), base()
+        parts = [contribution.part for contribution in weighed.contributions]
+        mean = weighted_mean(weighed.weights, parts, old.size, weighed.total)
         if self._control and silos:  # who did not take part did not change its own (algorithm 1, line 17)
             mean[: mean.size // 2] *= np.float32(len(ordered) / silos)
-        old = base()  # not before, or it would lie in memory beside the sum and an update
         mean += old
         if type(self._strategy).aggregate_train is FedAvg.aggregate_train:
             return Combined(mean, selected=weighed.selected)

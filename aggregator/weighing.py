@@ -1,7 +1,7 @@
 """Which updates the mean takes, and with what weight: the strategies that differ from FedAvg in nothing else.
 
     weighed = krum(contributions, malicious=1, select=1)
-    weighted_mean(weighed.weights, (c.load() for c in weighed.contributions), weighed.total)
+    weighted_mean(weighed.weights, [c.part for c in weighed.contributions], size, weighed.total)
 
 Pure functions of contributions in order of silo name; a few numbers of each update are in memory at a time.
 """

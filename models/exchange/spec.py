@@ -185,13 +185,14 @@ def load_part(path: Path, start: int, stop: int) -> Vector:
     Raises:
         DataError: The file cannot be read, or is shorter.
     """
+    part = np.empty(stop - start, "<f4")
     try:
-        with path.open("rb") as file:
+        with path.open("rb", buffering=0) as file:
             file.seek(8 + int.from_bytes(file.read(8), "little") + 4 * start)
-            part = np.fromfile(file, "<f4", stop - start)
+            read = file.readinto(part.data)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}", "restore the file") from error
-    if part.size != stop - start:
+    if read != part.nbytes:
         raise DataError(f"{path}: has fewer than {stop} numbers", "restore the file")
     return part.astype(np.float32, copy=False)
 

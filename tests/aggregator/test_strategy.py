@@ -125,25 +125,25 @@ def test_the_model_is_that_of_flowers_own_fedavg_on_whole_models() -> None:
     assert np.abs(found - BASE).max() > 0.01  # it is not the model it began with
 
 
-def test_each_update_is_loaded_once_and_in_order_of_name() -> None:
-    loaded: list[str] = []
+def test_each_update_is_read_once_and_in_order_of_name() -> None:
+    read: list[str] = []
 
-    def loads(name: str, delta: Vector) -> Callable[[], Vector]:
-        def load() -> Vector:
-            loaded.append(name)
-            return delta
+    def reads(name: str, delta: Vector) -> Callable[[int, int], Vector]:
+        def part(start: int, stop: int) -> Vector:
+            read.append(name)
+            return delta[start:stop]
 
-        return load
+        return part
 
     FEDAVG.combine(
         1,
         lambda: BASE,
         [
-            replace(contribution(name, 1.0, delta), load=loads(name, delta))
+            replace(contribution(name, 1.0, delta), part=reads(name, delta))
             for name, delta in zip(NAMES[::-1], DELTAS, strict=True)
         ],
     )
-    assert loaded == NAMES
+    assert read == NAMES
 
 
 def test_flowers_own_mean_of_one_reply_is_that_reply_so_that_fedavg_need_not_be_asked() -> None:
