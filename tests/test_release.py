@@ -204,7 +204,7 @@ def test_every_hospitals_metrics_are_proven_and_stand_in_the_card_with_bands_alo
     text = (world / "model" / "docs" / "README.md").read_text()
     for name in ("east", "north", "south"):
         auc, loss = found.measured[name]["auc"], found.measured[name]["loss"]
-        assert f"| {name} | 2 | 20-49 images | clip 10 |" in text
+        assert f"| {name} | 2 | 20-49 images | clip 10, bfloat16 |" in text
         assert f"| {name} | 11-19 images | {auc:g} | {loss:g} | - |" in text
 
 
