@@ -329,9 +329,11 @@ def _table(found: list[dict[str, Any]]) -> tuple[list[str], list[bool]]:
     if not seeds:
         return ["No seed has all its arms yet."], [False]
     patients = [sum(s["patients"] for s in _of(found, "pooled", seed)["scores"].values()) for seed in seeds]
+    split = f"Seeds {', '.join(map(str, seeds))}, each with another split of the patients"
+    if len(seeds) == 1:
+        split = f"Seed {seeds[0]} only, one split of the patients"
     lines = [
-        f"Seeds {', '.join(map(str, seeds))}, each with another split of the patients "
-        f"({', '.join(map(str, patients))} held out).",
+        f"{split} ({', '.join(map(str, patients))} held out).",
         "",
         f"| trained on | gradient steps | {' | '.join(TRAINING)} | mean | sd over seeds |",
         "|---|---|" + "---|" * (len(TRAINING) + 2),

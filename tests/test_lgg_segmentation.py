@@ -52,7 +52,7 @@ def test_a_seed_whose_arms_are_not_all_finished_is_not_in_the_table(script: Modu
     dice = {**ALONE, "fedavg": 0.68, "fedprox": 0.68, "fedbn": 0.68, "pooled": 0.7}
     results = write(script, tmp_path, 1, dice) + write(script, tmp_path, 2, ALONE)
     assert script.write_results(results, tmp_path / "out")
-    assert "Seeds 1, each" in (tmp_path / "out" / "lgg_segmentation.md").read_text()
+    assert "Seed 1 only" in (tmp_path / "out" / "lgg_segmentation.md").read_text()
     assert len((tmp_path / "out" / "lgg_segmentation.csv").read_text().splitlines()) == 1 + 4 * (8 + 4)
     assert not script.write_results(write(script, tmp_path, 3, ALONE), tmp_path / "out")
 
