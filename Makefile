@@ -2,12 +2,13 @@
 # make test    the tests
 # make check   format, lint, types, import contracts
 # make bench   what a simulation costs beside the training, bfloat16 beside float32, reading images beside pydicom and MONAI
+# make bench-peers   what a simulation costs beside Flower's Ray engine, NVIDIA FLARE and apple/pfl, which it installs in .peers
 # Each target makes the environment it needs: Python's own venv and pip, in .venv.
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test check bench clean
+.PHONY: setup demo test check bench bench-peers clean
 
 setup: .venv/installed
 
@@ -39,5 +40,8 @@ bench: setup
 	$(BIN)/python scripts/bench_exchange.py
 	$(BIN)/python scripts/bench_ingest.py --with-gdcm
 
+bench-peers: setup
+	$(BIN)/python scripts/bench_peers.py
+
 clean:
-	rm -rf .venv demo demo-data
+	rm -rf .venv .peers demo demo-data

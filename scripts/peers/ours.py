@@ -1,0 +1,46 @@
+"""The same study with Intramural, by either engine; ledgers, signatures and digests included."""
+
+import argparse
+import logging
+import os
+import time
+from pathlib import Path
+
+import torch
+
+from aggregator import LocalGrid, RayGrid, Study, run
+from silos import training, visit
+
+
+def stamp(what: str) -> None:
+    """Write down when, for the benchmark."""
+    with Path(os.environ["PEERS_STAMPS"]).open("a") as file:
+        file.write(f"{what} {time.time()} {time.process_time()}\n")
+
+
+def main() -> None:
+    """Run the study to its end."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("plan", type=Path)
+    parser.add_argument("sites", type=Path, nargs="+")
+    parser.add_argument("--engine", choices=("local", "ray"), default="local")
+    options = parser.parse_args()
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    fit = training.fit
+
+    def stamped(*arguments: object, **keywords: object) -> object:
+        stamp("step")
+        return fit(*arguments, **keywords)
+
+    if options.engine == "local":
+        visit.training.fit = stamped
+    engine = {"local": LocalGrid, "ray": RayGrid}[options.engine]
+    with Study.load(options.plan) as study, engine(options.sites) as grid:
+        stamp("round")
+        outcome = run(study, grid, lambda _: stamp("round"))
+    print(outcome.digest)
+
+
+if __name__ == "__main__":
+    main()
