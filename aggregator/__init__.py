@@ -14,17 +14,20 @@ if TYPE_CHECKING:
     from aggregator.local import LocalGrid
     from aggregator.ray import RayGrid
     from aggregator.rounds import Outcome, run, survey
+    from aggregator.simulation import Simulation, simulate
     from aggregator.study import Study
 
-__all__ = ["LocalGrid", "Outcome", "RayGrid", "Study", "run", "survey"]
+__all__ = ["LocalGrid", "Outcome", "RayGrid", "Simulation", "Study", "run", "simulate", "survey"]
 
 # Loaded when asked for, so that the auditor's command needs no Flower.
 _HOMES = {
     "LocalGrid": "aggregator.local",
     "Outcome": "aggregator.rounds",
     "RayGrid": "aggregator.ray",
+    "Simulation": "aggregator.simulation",
     "Study": "aggregator.study",
     "run": "aggregator.rounds",
+    "simulate": "aggregator.simulation",
     "survey": "aggregator.rounds",
 }
 

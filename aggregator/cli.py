@@ -73,6 +73,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     _json(run)
     run.set_defaults(run=_run)
 
+    simulate = commands.add_parser("simulate", help="simulate a study as simulation.toml says, faults included")
+    simulate.add_argument("simulation", type=Path, help="simulation.toml")
+    _json(simulate)
+    simulate.set_defaults(run=_simulate)
+
     survey = commands.add_parser("survey", help="ask, before a study starts, what each hospital could train on")
     survey.add_argument("study", type=Path, help="study folder")
     whom = survey.add_mutually_exclusive_group()
@@ -177,20 +182,31 @@ def _create(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from aggregator.history import read_study
-
     run = _run_here if arguments.local else _run_there
     run(arguments)
-    if arguments.detach:
-        return OK
-    agreement, history = read_study(arguments.study)
-    if arguments.json:
+    return OK if arguments.detach else _show_end(arguments.study, arguments.json)
+
+
+def _show_end(folder: Path, json: bool) -> int:
+    from aggregator.history import read_study
+
+    agreement, history = read_study(folder)
+    if json:
         show_json(_as_json(agreement, history))
     else:
         show_history(history)
         last = next(item.number for item in reversed(history.rounds) if not item.void)
-        print(f"model {arguments.study / 'models' / f'{last:03}.safetensors'}\nsha256 {history.rounds[-1].model}")
+        print(f"model {folder / 'models' / f'{last:03}.safetensors'}\nsha256 {history.rounds[-1].model}")
     return OK if any(not item.void for item in history.rounds[1:]) else FAILED
+
+
+def _simulate(arguments: argparse.Namespace) -> int:
+    from aggregator import Simulation, simulate
+
+    simulation = Simulation.load(arguments.simulation)
+    with progress() as report:
+        simulate(simulation, lambda history: report("rounds", len(history.rounds) - 1, history.plan.rounds))
+    return _show_end(simulation.folder / "study", arguments.json)
 
 
 def _run_here(arguments: argparse.Namespace) -> None:

@@ -27,6 +27,7 @@ from aggregator.grid import StudyGrid
 from aggregator.hospitals import hospital_side
 from aggregator.workers import LOST, Workers
 from models.errors import ConfigError
+from models.faults import Fault, require_known
 from models.ledger import Verifier
 
 _RUN = 1
@@ -42,13 +43,15 @@ class LocalGrid(StudyGrid):
         sites: `site.toml` of each hospital.
         workers: Processes among which the hospitals are shared out, each with one thread. With 1, no other process
             than this one, and as many threads as a hospital's `run.threads`.
+        faults: What goes wrong in them.
 
     Raises:
-        ConfigError: The hospital's side is not installed, or two sites have the same name.
+        ConfigError: The hospital's side is not installed, two sites have the same name, or a fault names none of them.
         IntramuralError: A site cannot be opened.
     """
 
-    def __init__(self, sites: Sequence[Path | str], workers: int = 1) -> None:
+    def __init__(self, sites: Sequence[Path | str], workers: int = 1, *, faults: Sequence[Fault] = ()) -> None:
+        self._faults = tuple(faults)
         if workers < 1:
             raise ConfigError(f"workers: must be at least 1 (got {workers})")
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, _RUN, _AGGREGATOR
@@ -70,6 +73,7 @@ class LocalGrid(StudyGrid):
                     path = self._sites[node_id]
                     raise ConfigError(f"{path}: another site is named {verifier.name!r} too", "rename one of them")
                 self._roster[node_id] = verifier
+            require_known(faults, {silo.name for silo in self._roster.values()})
         except BaseException:
             self.close()
             raise
@@ -161,7 +165,7 @@ class LocalGrid(StudyGrid):
     def _open(self, node_id: int) -> Verifier:
         """Open a hospital in this process, if it is not."""
         if node_id not in self._nodes:
-            silo = self._open_local(self._sites[node_id], threads=self._threads)
+            silo = self._open_local(self._sites[node_id], threads=self._threads, faults=self._faults)
             self._nodes[node_id] = silo
             self._contexts[node_id] = Context(_RUN, node_id, dict(silo.node_config), RecordDict(), {})
         verifier: Verifier = self._nodes[node_id].verifier

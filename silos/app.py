@@ -5,7 +5,7 @@ signed envelope is answered with a Flower error whose reason is one fixed word.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,9 @@ from flwr.clientapp import ClientApp
 from models.console import Report
 from models.errors import ConfigError, IntramuralError, NotAppended
 from models.exchange import wire
+from models.faults import Fault
 from models.ledger import Verifier
+from silos.faults import FaultySilo, faulty
 from silos.silo import Silo
 
 log = logging.getLogger("intramural.silo")
@@ -129,19 +131,20 @@ class LocalSilo:
         close: Gives the hospital's ledger free for another process.
     """
 
-    app: ClientApp
+    app: Callable[[Message, Context], Message]
     node_config: dict[str, str | bool | int]
     in_turns: dict[str, str | bool | int]
     verifier: Verifier
     close: Callable[[], None]
 
 
-def open_local(path: Path | str, threads: int | None = None) -> LocalSilo:
+def open_local(path: Path | str, threads: int | None = None, faults: Sequence[Fault] = ()) -> LocalSilo:
     """The hospital of a `site.toml` on this machine, for the aggregator's simulation.
 
     Args:
         path: The `site.toml`.
         threads: Instead of its `run.threads`, where other hospitals are at work beside it.
+        faults: What is to go wrong there, and elsewhere.
 
     Raises:
         IntramuralError: The site cannot be opened.
@@ -150,5 +153,10 @@ def open_local(path: Path | str, threads: int | None = None) -> LocalSilo:
     config: dict[str, str | bool | int] = {SITE: str(path), SIMULATED: True}
     if threads is not None:
         config[THREADS] = threads
+    if faults and path not in _open:
+        silo = FaultySilo.open(path, hurried=False, threads=threads)
+        silo.faults = faults
+        _open[path] = silo
     verifier = open_silo(path, hurried=False, threads=threads).signer.verifier
-    return LocalSilo(app, config, {**config, TURNS: True}, verifier, lambda: close_silo(path))
+    answer = faulty(app, verifier.name, faults) if faults else app
+    return LocalSilo(answer, config, {**config, TURNS: True}, verifier, lambda: close_silo(path))

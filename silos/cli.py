@@ -205,7 +205,7 @@ def _scan(arguments: argparse.Namespace) -> int:
         used = [dict(zip(columns, row, strict=True)) for row in usable]
         show_json({**counts, "left_out": found.left_out, "usable": used})
         return OK
-    show_table(f"{site.name}: {site.data.root}", ("what", "how many"), counts.items())
+    show_table(f"{site.name}: {site.data.folder}", ("what", "how many"), counts.items())
     show_table("usable", ("modality", "transfer syntax", "images"), usable)
     show_table("left out", ("reason", "files"), found.left_out.items())
     return OK

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from models.errors import ConfigError
 from models.exchange.survey import SurveyField
 from models.plan import MetricName, Name
 from models.settings import ByteSize, LocalPath, Settings
@@ -48,8 +49,9 @@ class Annotations(Settings):
 class Data(Settings):
     """What this hospital trains on."""
 
-    root: LocalPath
-    modality: Annotated[list[str], Field(min_length=1)]
+    root: LocalPath | None = None
+    arrays: LocalPath | None = None  # instead of `root`: one file of arrays, for work on methods
+    modality: list[str] = []
     salt: Annotated[str, Field(min_length=16)]
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.25
     burned_in: Literal["refuse", "allow-unmarked"] = "refuse"
@@ -59,9 +61,28 @@ class Data(Settings):
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> Self:
+        if (self.root is None) == (self.arrays is None):
+            raise ValueError("give either data.root or data.arrays")
+        if self.arrays is not None:
+            if self.labels or self.annotations or self.modality:
+                raise ValueError("data.arrays holds its own labels, and has no modality; leave them out")
+            return self
+        if not self.modality:
+            raise ValueError("data.modality: name at least one")
         if self.labels is None and self.annotations is None:
             raise ValueError("give data.labels, data.annotations or both")
         return self
+
+    @property
+    def folder(self) -> Path:
+        """The folder with the DICOM files.
+
+        Raises:
+            ConfigError: There is none.
+        """
+        if self.root is None:
+            raise ConfigError("data.root: is missing, and this needs DICOM files", "data.arrays is for training only")
+        return self.root
 
     @property
     def classes(self) -> list[str]:

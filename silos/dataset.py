@@ -26,7 +26,7 @@ from models.errors import ConfigError, DataError
 from models.ledger.canonical import canonical, digest
 from models.plan import TaskSettings, Unit
 from models.tasks import Case, Task
-from silos.cohort import Cohort
+from silos.cohort import Arrays, Cohort
 from silos.config import Annotations, Data
 from silos.dicom.annotation import UnfitAnnotation, read_mask
 from silos.dicom.decode import read_image
@@ -114,12 +114,28 @@ class Prepared:
 
 
 @dataclass(frozen=True)
+class Held:
+    """Prepared cases in memory; as `Prepared`."""
+
+    cases: tuple[Case, ...]
+    targets: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        """How many cases."""
+        return len(self.cases)
+
+    def take(self, rows: npt.NDArray[np.int64]) -> list[Case]:
+        """Some cases, prepared."""
+        return [self.cases[row] for row in rows]
+
+
+@dataclass(frozen=True)
 class Dataset:
     """A cohort whose every case has been read: those to train on, and those held out."""
 
     cohort: Cohort
-    train: Prepared
-    held_out: Prepared
+    train: Prepared | Held
+    held_out: Prepared | Held
     mapped: mmap.mmap | None = None
 
     def rest(self) -> None:
@@ -148,12 +164,12 @@ def read_case(case: Any, data: Data, classes: Sequence[str], unit: Unit) -> Case
     label = None if case.target < 0 else int(case.target)
     stack = getattr(case, "stack", None)
     if stack is None:
-        return Case(read_image(data.root / case.path), label=label)
-    image, _ = read_stack(stack, data.root, unit)
+        return Case(read_image(data.folder / case.path), label=label)
+    image, _ = read_stack(stack, data.folder, unit)
     if label is not None or data.annotations is None:
         return replace(image, label=label)
     words, fraction = data.annotations.words, data.annotations.fraction
-    drawn = read_mask(case.annotations, stack, data.root, words, ["background", *classes], fraction)
+    drawn = read_mask(case.annotations, stack, data.folder, words, ["background", *classes], fraction)
     mask, _ = upright(drawn, stack, slices_last=unit == "either")
     return replace(image, mask=mask[..., 0] if image.image.ndim == 2 else mask)
 
@@ -219,6 +235,23 @@ def prepare(
         ) from error
     cohort = cohort.without({name: reasons[name] for name in cohort.cases["name"] if name in reasons})
     return Dataset(cohort, _side(cohort, False, store, entries), _side(cohort, True, store, entries), mapped)
+
+
+def hold(arrays: Arrays, cohort: Cohort, task: Task) -> Dataset:
+    """Prepare cases that are arrays already, and hold them in memory.
+
+    Args:
+        arrays: Of all cases.
+        cohort: The same cases, in the same order.
+        task: Prepares one case.
+    """
+
+    def side(held_out: bool) -> Held:
+        rows = np.flatnonzero(cohort.cases["held_out"].to_numpy() == held_out)
+        cases = (task.prepare(Case(arrays.images[row], label=int(arrays.labels[row]))) for row in rows)
+        return Held(tuple(cases), arrays.labels[rows])
+
+    return Dataset(cohort, side(False), side(True))
 
 
 def _side(cohort: Cohort, held_out: bool, store: npt.NDArray[np.uint8], entries: dict[str, Entry]) -> Prepared:

@@ -224,7 +224,7 @@ def release(
             "raise policy.max_bytes if the hospital agrees, or decline this network",
         )
     spent = _epsilon(policy, rounds)
-    tensors = _tensors(spec, vector)
+    tensors = tensors_of(spec, vector)
     manifest = told.model_copy(
         update={
             "digest": update_digest(spec, (tensor.sha256 for tensor in tensors)),
@@ -328,7 +328,8 @@ def _metrics(
     return metrics, withheld
 
 
-def _tensors(spec: Spec, vector: Vector) -> list[Tensor]:
+def tensors_of(spec: Spec, vector: Vector) -> list[Tensor]:
+    """Every array of a vector, as a manifest lists it."""
     return [
         Tensor(
             name=tensor.name,

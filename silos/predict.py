@@ -55,7 +55,7 @@ def _sources(site: Site, bundle: Path, dicom: Path | None, progress: Report | No
     found = scan_site(site, progress, plan)
     of_study = found.instances["Modality"].isin(plan.task.modality)
     other = {"modality not of this study": int((~of_study).sum())} if not of_study.all() else {}
-    return of_instances(found.instances[of_study], {**found.left_out, **other}, site.data.root, plan.task)
+    return of_instances(found.instances[of_study], {**found.left_out, **other}, site.data.folder, plan.task)
 
 
 def _kept(site: Site, bundle: Path) -> Path | None:

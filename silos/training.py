@@ -9,11 +9,13 @@ et al., ICML 2020) it gets c - c_i added, the consortium's control variate less 
 import contextlib
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from models.exchange.spec import Vector
 from models.plan import Training
@@ -31,6 +33,15 @@ class Cases(Protocol):
 
     def take(self, rows: npt.NDArray[np.int64]) -> Sequence[Case]:
         """Some of them."""
+        ...
+
+
+@runtime_checkable
+class Differentiated(Protocol):
+    """A task that knows its loss's gradient in closed form, where a network is so small that autograd is the cost."""
+
+    def differentiated(self, network: nn.Module) -> Callable[[Sequence[Case], torch.Generator], None]:
+        """What writes the gradient of the loss of some cases into the `grad` of every parameter of a network."""
         ...
 
 
@@ -76,6 +87,7 @@ def fit(
     chance = torch.Generator().manual_seed(seed)
     optimizer = _optimizer(network, training)
     total = _steps(training, len(data))
+    by_hand = task.differentiated(network.module) if isinstance(task, Differentiated) else None
     cuda = [device.index or 0] if device.type == "cuda" else []
     network.module.train()
     half = trains_in_bfloat16(device, training)
@@ -89,12 +101,16 @@ def fit(
         if cuda:
             torch.cuda.manual_seed(seed)
         for step, rows in enumerate(_batches(len(data), training.batch_size, total, chance), start=1):
-            inputs, targets = task.sample(data.take(rows), chance)
-            network.zero_grad()
-            with torch.autocast(device.type, torch.bfloat16, enabled=half):
-                outputs = network.module(inputs.to(device))
-            loss = task.loss(outputs.float(), targets.to(device))
-            loss.backward()  # type: ignore[no-untyped-call]
+            cases = data.take(rows)
+            if by_hand is not None:
+                by_hand(cases, chance)
+            else:
+                inputs, targets = task.sample(cases, chance)
+                network.zero_grad()
+                with torch.autocast(device.type, torch.bfloat16, enabled=half):
+                    outputs = network.module(inputs.to(device))
+                loss = task.loss(outputs.float(), targets.to(device))
+                loss.backward()  # type: ignore[no-untyped-call]
             add_pull(network, base, mu)
             add_correction(network)
             optimizer.step()
@@ -189,8 +205,28 @@ def _batches(count: int, batch_size: int, total: int, chance: torch.Generator) -
             done += 1
 
 
-def _optimizer(network: FlatNetwork, training: Training) -> torch.optim.Optimizer:
+class _Stepper(Protocol):
+    def step(self) -> object: ...
+
+
+@dataclass(frozen=True)
+class _Descent:
+    """Plain gradient descent: what `torch.optim.SGD` does, without its bookkeeping, which small networks would feel."""
+
+    parameters: Sequence[torch.Tensor]
+    rate: float
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for parameters in self.parameters:
+            assert parameters.grad is not None
+            parameters.add_(parameters.grad, alpha=-self.rate)
+
+
+def _optimizer(network: FlatNetwork, training: Training) -> _Stepper:
     rate, decay = training.learning_rate, training.weight_decay
+    if training.optimizer == "sgd" and training.momentum == 0 and decay == 0:
+        return _Descent(network.trainable, rate)
     if training.optimizer == "sgd":
         return torch.optim.SGD(network.trainable, lr=rate, momentum=training.momentum, weight_decay=decay)
     kind = torch.optim.Adam if training.optimizer == "adam" else torch.optim.AdamW

@@ -218,7 +218,7 @@ def scan_site(site: Site, progress: Report | None = None, plan: Plan | None = No
     data = site.data
     disk.make_folder(site.cache, 0o700)
     found = scan(
-        data.root,
+        data.folder,
         site.cache / "index.sqlite",
         modality=data.modality,
         attributes=list(data.labels.join) if data.labels else [],
@@ -231,6 +231,8 @@ def scan_site(site: Site, progress: Report | None = None, plan: Plan | None = No
 
 def load_cohort(site: Site, plan: Plan, progress: Report | None = None) -> Cohort:
     """The cases of one study in this hospital, from headers and labels; no pixel is read."""
+    if site.data.arrays is not None:
+        return cohort.match_arrays(cohort.read_arrays(site.data.arrays), site.data, plan.task.classes)
     return match_cohort(site, scan_site(site, progress, plan), plan)
 
 
@@ -263,6 +265,9 @@ def unit_of(site: Site, plan: Plan | None) -> Unit:
 
 def load_data(site: Site, plan: Plan, task: Task, progress: Report | None = None) -> Dataset:
     """The cases of one study in this hospital, decoded once."""
+    if site.data.arrays is not None:
+        arrays = cohort.read_arrays(site.data.arrays)
+        return dataset.hold(arrays, cohort.match_arrays(arrays, site.data, plan.task.classes), task)
     return dataset.prepare(
         load_cohort(site, plan, progress),
         site.data,

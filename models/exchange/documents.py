@@ -93,6 +93,12 @@ class Agreement(Document):
         """The study's identity: SHA-256 (hex) of this document."""
         return digest(self.encode())
 
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy, perhaps changed; it does not keep the identity that this one was asked for."""
+        copied = super().model_copy(update=update, deep=deep)
+        copied.__dict__.pop("study", None)
+        return copied
+
 
 VisitKind = Literal["survey", "train", "evaluate", "close"]
 

@@ -7,6 +7,7 @@ and after any new arrival. Patients are told apart by a keyed hash that exists i
 is counted with a reason. Headers only: no pixel is read.
 """
 
+from silos.cohort.arrays import Arrays, match_arrays, read_arrays, write_arrays
 from silos.cohort.cases import NO_PATIENT, Cohort, is_held_out, patient_hash
 from silos.cohort.images import match
 from silos.cohort.labels import CONFLICT, NO_CLASS, NO_IMAGE, NO_LABEL, read_labels
@@ -23,11 +24,15 @@ __all__ = [
     "NO_PATIENT",
     "OTHER_KIND",
     "OTHER_SITE",
+    "Arrays",
     "Cohort",
     "is_held_out",
     "match",
+    "match_arrays",
     "match_volumes",
     "of_site",
     "patient_hash",
+    "read_arrays",
     "read_labels",
+    "write_arrays",
 ]

@@ -41,7 +41,7 @@ def match_volumes(found: Scan, data: Data, classes: Sequence[str], *, unit: Unit
         ConfigError: The site says nothing of labels, or of annotations; or there is something wrong with them.
         DataError: No label fits any image.
     """
-    stacks = find_stacks(found.instances, data.root, single=unit == "either")
+    stacks = find_stacks(found.instances, data.folder, single=unit == "either")
     counts = Counter(found.left_out) + Counter(stacks.left_out)
     by = _by_annotation if drawn else _by_label
     rows, more = by(found, stacks.stacks, data, classes)
@@ -83,7 +83,7 @@ def _by_annotation(
         )
     kinds = found.annotations["SOPClassUID"].map(ANNOTATIONS)
     wanted = kinds.isin(data.annotations.kinds)
-    matches = match(found.annotations[wanted], stacks, data.root)
+    matches = match(found.annotations[wanted], stacks, data.folder)
     named = partial(classes_of, words=data.annotations.words, classes=["background", *classes])
     rows = []
     for stack in stacks:

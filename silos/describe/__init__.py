@@ -75,7 +75,7 @@ def describe(site: Site, plan: Plan | None = None, images: int | None = None, pr
     except (ConfigError, DataError) as error:  # a page without labels is better than none
         trouble = str(error)
     paths = pixels.spread(list(instances["path"]), images)
-    seen = pixels.look(site.data.root, paths, visit.named(progress, "decoding"))
+    seen = pixels.look(site.data.folder, paths, visit.named(progress, "decoding"))
     known = _labels(cohort).merge(seen.images.merge(instances, on="path"), on="path", how="right")
     known["held_out"] = known["held_out"].astype(object).where(known["held_out"].notna(), None)
     risky, unmarked = collect.burned_in(instances)
@@ -96,7 +96,7 @@ def describe(site: Site, plan: Plan | None = None, images: int | None = None, pr
         blank=int(seen.images["blank"].sum()),
         duplicates=collect.duplicates(known),
     )
-    pictures = {what: _pictures(site.data.root, part) for what, part in _examples(known)}
+    pictures = {what: _pictures(site.data.folder, part) for what, part in _examples(known)}
     return Found(description, pictures, None if plan is None or cohort is None else _survey(site, scanned, cohort))
 
 
@@ -116,7 +116,7 @@ def write(site: Site, found: Found, folder: Path | None = None) -> tuple[Path, P
         OSError: It cannot be written.
     """
     folder = (folder or site.run.work / "describe").absolute()
-    if folder.resolve().is_relative_to(site.data.root.resolve()):
+    if folder.resolve().is_relative_to(site.data.folder.resolve()):
         raise ConfigError(f"--out: {folder} lies inside data.root", "keep what we write outside the images")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     numbers = json.dumps(found.as_json(), indent=2).encode()

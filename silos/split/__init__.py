@@ -89,7 +89,7 @@ def split(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out}: exists and is not an empty folder", "nothing is overwritten; name another folder")
     site = Site.load(source)
-    if out.resolve().is_relative_to(site.data.root.resolve()):
+    if out.resolve().is_relative_to(site.data.folder.resolve()):
         raise ConfigError(f"{out}: lies inside data.root", "keep what we write outside the images")
     keyword = {"year": "StudyDate"}.get(by, by)
     if by not in DRAWN and tag_for_keyword(keyword) is None:
@@ -141,7 +141,7 @@ def _values(site: Site, found: Scan, keyword: str, patients: "pd.Index[Any]") ->
     if keyword not in instances:
         with TemporaryDirectory(dir=site.cache) as folder:
             data, index = site.data, Path(folder) / "index.sqlite"
-            again = scan(data.root, index, modality=data.modality, attributes=[keyword], several_frames=True)
+            again = scan(data.folder, index, modality=data.modality, attributes=[keyword], several_frames=True)
         instances = again.instances
     return instances.groupby(instances["PatientID"].str.strip())[keyword].agg(_most_frequent).reindex(patients)
 

@@ -1,0 +1,93 @@
+"""A simulation, as `simulation.toml` says it: a study, hospitals on this machine, and what goes wrong in them.
+
+    study = "study.toml"
+    sites = ["hospitals/*/site.toml"]
+    folder = "simulations/one"
+
+    [[faults]]
+    what = "absent"
+    silos = ["north"]
+    rounds = [2, 4]
+
+    outcome = simulate("simulation.toml")
+
+The folder holds the study (`study/`) and, for each hospital, a ledger and a work folder of its own (`hospitals/NAME/`):
+images, labels, key, policy and caches are the hospital's, its own records are not touched. The same file makes the same
+models in any other folder; run again in the same one, it goes on where it was.
+"""
+
+from collections.abc import Callable
+from glob import glob
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from aggregator.history import History
+from aggregator.hospitals import hospital_side
+from aggregator.local import LocalGrid
+from aggregator.ray import RayGrid
+from aggregator.rounds import Outcome, run
+from aggregator.study import Study
+from models.errors import ConfigError
+from models.faults import AnyFault
+from models.plan import Plan
+from models.settings import LocalPath, Settings
+
+
+class Simulation(Settings):
+    """What is simulated."""
+
+    study: LocalPath
+    sites: Annotated[list[LocalPath], Field(min_length=1)]  # `*` stands for any name
+    folder: LocalPath
+    workers: Annotated[int, Field(ge=1, le=1024)] = 1
+    engine: Literal["local", "ray"] = "local"
+    faults: list[AnyFault] = []
+
+    @model_validator(mode="after")
+    def _faults_need_our_own_engine(self) -> Self:
+        if self.engine == "ray" and (self.faults or self.workers > 1):
+            raise ValueError('engine: "ray" takes no faults, and its cluster says how many workers there are')
+        return self
+
+    def found_sites(self) -> list[Path]:
+        """Every hospital's `site.toml`, in the order of the patterns and then of names.
+
+        Raises:
+            ConfigError: A pattern fits nothing.
+        """
+        found: dict[Path, None] = {}
+        for pattern in self.sites:
+            paths = sorted(glob(str(pattern)))
+            if not paths:
+                raise ConfigError(f"sites: {pattern}: there is no such file", "correct the path")
+            found |= dict.fromkeys(map(Path, paths))
+        return list(found)
+
+
+def simulate(what: Simulation | Path | str, on_round: Callable[[History], None] | None = None) -> Outcome:
+    """Simulate a study to its end, or go on with it.
+
+    Args:
+        what: The simulation, or its file.
+        on_round: Called with the history so far when a round is over.
+
+    Raises:
+        ConfigError: The file, the study or a site is wrong, the folder holds another study, or a fault names no silo.
+        LedgerError: A ledger cannot be written.
+    """
+    simulation = what if isinstance(what, Simulation) else Simulation.load(what)
+    folder, plan = simulation.folder / "study", Plan.load(simulation.study)
+    derive = hospital_side("derive")
+    sites = [derive(site, simulation.folder / "hospitals") for site in simulation.found_sites()]
+    study = Study.open(folder) if folder.is_dir() else Study.create(simulation.study, folder)
+    with study:
+        if study.plan != plan:
+            raise ConfigError(f"{folder}: holds another study than {simulation.study}", "simulate into another folder")
+        with RayGrid(sites) if simulation.engine == "ray" else _local(simulation, sites) as grid:
+            return run(study, grid, on_round)
+
+
+def _local(simulation: Simulation, sites: list[Path]) -> LocalGrid:
+    return LocalGrid(sites, simulation.workers, faults=simulation.faults)

@@ -1,0 +1,425 @@
+"""FedProx, reproduced: Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 2020, arXiv 1812.06127.
+
+    python scripts/reproduce_fedprox.py                                     all of it: many hours of one core
+    python scripts/reproduce_fedprox.py --datasets synthetic-1-1 --stragglers 90 --seeds 5
+    python scripts/reproduce_fedprox.py --only-table                        the table of what was run before
+
+The paper's synthetic data (section 5.1 and appendix C.1): 30 devices, 60 features, 10 classes, sizes by a power law. A
+device's labels come from a softmax model of its own, as far from the others' as alpha says; its features lie as far
+from the others' as beta says. Multinomial logistic regression; in each of 200 rounds 10 devices are drawn, E = 20
+epochs of SGD with batches of 10 and learning rate 0.01. Of those drawn, 0 %, 50 % or 90 % are stragglers, who manage 1
+to 19 of the 20 epochs in time. FedAvg drops them; FedProx takes what they have done, with mu = 0 and with the paper's
+mu = 1. Stragglers, drawn devices, first model and order of batches are the same for all three.
+
+Nothing is simulated beside the toolkit: a device is a hospital with key, policy, gate and ledger, which a simulation's
+faults make slow; the task is one that this script registers, the data come from arrays. Every round's model is measured
+on the held-out tenth of all devices together. A finished run is kept in the work folder, and is not done again.
+Results: scripts/results/fedprox.md and .csv.
+"""
+
+import argparse
+import csv
+import json
+import logging
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from aggregator import LocalGrid, Study, run
+from aggregator.sampling import drawn
+from models.console import OK, progress
+from models.faults import Slow
+from models.ledger import Signer
+from models.plan import TaskSettings
+from models.tasks import Case, register
+from silos.cohort import Arrays, read_arrays, write_arrays
+
+DEVICES, FEATURES, CLASSES = 30, 60, 10
+PER_ROUND, EPOCHS = 10, 20
+_ROWS = np.arange(10)
+RESULTS = Path(__file__).parent / "results"
+CLAIMED = {
+    0: "FedProx with mu > 0 is steadier where data differ, and no better where they do not (fig. 2)",
+    50: "keeping partial work helps, a pull (mu > 0) more (fig. 1)",
+    90: "+22 points of test accuracy on average over five data sets (fig. 1, 7; abstract)",
+}
+"""What the paper says of a share of stragglers, in percent."""
+
+DATASETS: dict[str, tuple[float, float] | None] = {
+    "synthetic-1-1": (1.0, 1.0),
+    "synthetic-0.5-0.5": (0.5, 0.5),
+    "synthetic-0-0": (0.0, 0.0),
+    "synthetic-iid": None,
+}
+"""alpha and beta of each."""
+
+METHODS = {"fedavg": ("drop", 0.0), "fedprox mu=0": ("partial", 0.0), "fedprox mu=1": ("partial", 1.0)}
+"""What becomes of stragglers, and mu."""
+
+PLAN = """
+name = "{name}"
+purpose = "To see again what FedProx does for data and hospitals that differ."
+seed = {seed}
+rounds = {rounds}
+min_silos = 1
+silos_per_round = {per_round}
+stragglers = "{stragglers}"
+weights = "images"
+metrics = ["loss", "accuracy"]
+max_norm = 1e6
+encoding = "float32"
+
+[task]
+name = "vectors"
+classes = {classes}
+modality = ["none"]
+network = {{ name = "logistic" }}
+
+[training]
+epochs = {epochs}
+batch_size = 10
+learning_rate = 0.01
+
+[strategy]
+name = "{strategy}"
+mu = {mu}
+"""
+
+SITE = """
+name = "{name}"
+key = "site.key"
+
+[data]
+arrays = "{arrays}"
+salt = "no split is drawn here"
+
+[policy]
+studies = ["{study}"]
+tasks = ["vectors"]
+metrics = ["loss", "accuracy"]
+min_patients = 1
+counts = "exact"
+decimals = 6
+max_rounds = 10000
+max_bytes = "1 MB"
+clip = 1e6
+
+[run]
+work = "work"
+device = "cpu"
+"""
+
+
+class Vectors(TaskSettings):
+    """The keys of the task's `[task]`: none of its own."""
+
+    name: Literal["vectors"]
+    gives = frozenset({"loss", "accuracy"})
+
+
+@register(Vectors)
+class VectorTask:
+    """Multinomial logistic regression on vectors; a `models.tasks.Task`."""
+
+    metrics = Vectors.gives
+
+    def __init__(self, settings: Vectors) -> None:
+        self.settings = settings
+
+    def build(self, seed: int) -> nn.Module:
+        """A linear layer; Glorot's uniform weights and no bias, as in the paper's code."""
+        network = nn.Linear(FEATURES, len(self.settings.classes))
+        nn.init.xavier_uniform_(network.weight, generator=torch.Generator().manual_seed(seed))
+        nn.init.zeros_(network.bias)
+        return network
+
+    def prepare(self, case: Case) -> Case:
+        """A vector is ready as it is."""
+        return case
+
+    def sample(self, cases: Sequence[Case], generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Vectors `(B, 60)` and labels `(B,)`."""
+        return torch.from_numpy(np.array([case.image for case in cases])), torch.tensor([case.label for case in cases])
+
+    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Mean cross entropy in nats."""
+        return cross_entropy(outputs, targets)
+
+    def differentiated(self, network: nn.Module) -> Callable[[Sequence[Case], torch.Generator], None]:
+        """The gradient of that loss, by hand: autograd would cost several times the arithmetic."""
+        weight, bias = (parameter.detach().numpy() for parameter in network.parameters())
+        to_weight, to_bias = (
+            parameter.grad.numpy() for parameter in network.parameters() if parameter.grad is not None
+        )
+        transposed = weight.T
+
+        def differentiate(cases: Sequence[Case], generator: torch.Generator) -> None:
+            count = len(cases)
+            inputs = np.array([case.image for case in cases])
+            error = inputs @ transposed
+            error += bias
+            error -= error.max(1, keepdims=True)
+            np.exp(error, out=error)
+            error /= error.sum(1, keepdims=True) * np.float32(count)
+            error[_ROWS[:count], [case.label for case in cases]] -= np.float32(1 / count)
+            np.matmul(error.T, inputs, out=to_weight)
+            error.sum(0, out=to_bias)
+
+        return differentiate
+
+    def probabilities(self, outputs: torch.Tensor) -> torch.Tensor:
+        """Of each class."""
+        return outputs.softmax(1)
+
+    def examine(self, network: nn.Module, cases: Sequence[Case], wanted: Collection[str]) -> dict[str, torch.Tensor]:
+        """What the network says of some vectors, and what they are."""
+        inputs, targets = self.sample(cases, torch.Generator())
+        return {"logits": network(inputs), "targets": targets}
+
+    def score(self, findings: dict[str, torch.Tensor]) -> dict[str, float]:
+        """Loss and accuracy."""
+        logits, targets = findings["logits"], findings["targets"]
+        right = (logits.argmax(1) == targets).double().mean()
+        return {"loss": float(cross_entropy(logits, targets)), "accuracy": float(right)}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One study: what it was, and what came of it.
+
+    Attributes:
+        dataset: Of `DATASETS`.
+        stragglers: Share of the drawn devices, in percent.
+        method: Of `METHODS`.
+        seed: Of data, first model, draws and batches.
+        rounds: Of the study.
+        accuracy: Of the last model, on the held-out vectors of all devices.
+        deviation: Standard deviation of the change of accuracy from one round to the next, in the second half.
+        loss: Of the last model on the training vectors of all devices, nats.
+    """
+
+    dataset: str
+    stragglers: int
+    method: str
+    seed: int
+    rounds: int
+    accuracy: float
+    deviation: float
+    loss: float
+
+
+def synthetic(dataset: str, seed: int) -> list[Arrays]:
+    """The devices of a data set, by the paper's recipe, drawn in the order of its authors' generator.
+
+    A tenth of each device is held out, after a shuffle.
+    """
+    rng = np.random.RandomState(seed)  # the generator of then, so that a seed gives the numbers it gave
+    sizes = rng.lognormal(4, 2, DEVICES).astype(int) + 50
+    spread = np.diag(np.arange(1, FEATURES + 1) ** -1.2)
+    differ = DATASETS[dataset]
+    if differ is None:
+        weights, bias = rng.normal(0, 1, (FEATURES, CLASSES)), rng.normal(0, 1, CLASSES)
+        centres = np.zeros((DEVICES, FEATURES))
+    else:
+        models, places = rng.normal(0, differ[0], DEVICES), rng.normal(0, differ[1], DEVICES)
+        centres = np.stack([rng.normal(place, 1, FEATURES) for place in places])
+    devices = []
+    for device, size in enumerate(sizes):
+        if differ is not None:
+            weights = rng.normal(models[device], 1, (FEATURES, CLASSES))
+            bias = rng.normal(models[device], 1, CLASSES)
+        vectors = rng.multivariate_normal(centres[device], spread, size)
+        labels = (vectors @ weights + bias).argmax(1)
+        order = np.random.default_rng([seed, device]).permutation(size)
+        held_out = np.arange(size) >= int(0.9 * size)
+        devices.append(Arrays(vectors[order].astype(np.float32), labels[order], np.arange(size).astype(str), held_out))
+    return devices
+
+
+def names() -> list[str]:
+    """Of the devices."""
+    return [f"device-{number:02}" for number in range(DEVICES)]
+
+
+def stragglers(percent: int, seed: int, rounds: int) -> list[Slow]:
+    """Who is slow in which round: so many of those who are drawn, each managing 1 to 19 epochs of 20."""
+    faults = []
+    for round_ in range(1, rounds + 1):
+        chosen, rng = drawn(seed, round_, names(), PER_ROUND), np.random.default_rng([seed, round_])
+        for name in rng.permutation(chosen)[: round(PER_ROUND * percent / 100)]:
+            factor = EPOCHS / int(rng.integers(1, EPOCHS))
+            faults.append(Slow(what="slow", silos=[str(name)], rounds=(round_, round_), factor=factor))
+    return faults
+
+
+def reproduce(dataset: str, percent: int, method: str, seed: int, rounds: int, work: Path, report: Any = None) -> Run:
+    """One study, or what was kept of it."""
+    name = f"{dataset}-{percent}-{method}-{seed}-{rounds}".replace(" ", "-").replace("=", "").replace(".", "")
+    kept = work / f"{name}.json"
+    if kept.exists():
+        content = json.loads(kept.read_text())
+        return Run(**{key: content[key] for key in Run.__dataclass_fields__})
+    folder = work / name
+    shutil.rmtree(folder, ignore_errors=True)  # half a run: its devices' ledgers would have to be taken up too
+    sites, devices = write_devices(folder, name, synthetic(dataset, seed))
+    what, mu = METHODS[method]
+    plan = folder / "study.toml"
+    plan.write_text(
+        PLAN.format(
+            name=name,
+            seed=seed,
+            rounds=rounds,
+            per_round=PER_ROUND,
+            stragglers=what,
+            classes=json.dumps([f"class-{number}" for number in range(CLASSES)]),
+            epochs=EPOCHS,
+            strategy="fedavg" if method == "fedavg" else "fedprox",
+            mu=mu,
+        )
+    )
+    faults, began = stragglers(percent, seed, rounds), time.process_time()
+    with Study.create(plan, folder / "study") as study, LocalGrid(sites, faults=faults) as grid:
+        outcome = run(study, grid, report and (lambda history: report(name, len(history.rounds) - 1, rounds)))
+        assert all(item.accepted and not set(item.refused.values()) - {"silent"} for item in outcome.history.rounds[1:])
+        last = 0
+        curve = []
+        for item in outcome.history.rounds:
+            last = last if item.void else item.number
+            curve.append(measured(study, last, devices))
+    accuracies = [accuracy for accuracy, _ in curve]
+    found = Run(
+        dataset=dataset,
+        stragglers=percent,
+        method=method,
+        seed=seed,
+        rounds=rounds,
+        accuracy=round(accuracies[-1], 5),
+        deviation=round(statistics.pstdev(np.diff(accuracies[rounds // 2 :]).tolist()), 6),
+        loss=round(curve[-1][1], 5),
+    )
+    more = {"curve": curve, "cpu_seconds": time.process_time() - began}
+    kept.with_suffix(".part").write_text(json.dumps(asdict(found) | more))
+    kept.with_suffix(".part").rename(kept)
+    shutil.rmtree(folder)
+    return found
+
+
+def write_devices(folder: Path, study: str, devices: list[Arrays]) -> tuple[list[Path], list[Arrays]]:
+    """The devices as hospitals: arrays, key, `site.toml`."""
+    sites = []
+    for name, arrays in zip(names(), devices, strict=True):
+        place = folder / name
+        place.mkdir(parents=True)
+        write_arrays(place / "cases.npz", arrays)
+        Signer.create(place / "site.key", name)
+        (place / "site.toml").write_text(SITE.format(name=name, study=study, arrays="cases.npz"))
+        sites.append(place / "site.toml")
+    return sites, [read_arrays(site.parent / "cases.npz") for site in sites]
+
+
+def measured(study: Study, number: int, devices: list[Arrays]) -> tuple[float, float]:
+    """Accuracy of a model on all held-out vectors, and its loss on all others."""
+    digest = next(
+        (r.body["model"] for r in study.ledger.records if r.event == "aggregated" and r.round == number),
+        study.agreement.initial,
+    )
+    parts = {
+        tensor.name: part.reshape(tensor.shape) for tensor, part in study.spec.split(study.load_model(number, digest))
+    }
+    vectors = np.concatenate([device.images for device in devices])
+    labels = np.concatenate([device.labels for device in devices])
+    held_out = np.concatenate([device.held_out for device in devices if device.held_out is not None])
+    logits = vectors @ parts["weight"].T + parts["bias"]
+    right: npt.NDArray[np.bool_] = logits.argmax(1) == labels
+    trained = torch.from_numpy(logits[~held_out])
+    return float(right[held_out].mean()), float(cross_entropy(trained, torch.from_numpy(labels[~held_out])))
+
+
+def table(runs: Sequence[Run]) -> Iterator[str]:
+    """The runs as Markdown."""
+    yield "| data | stragglers | method | seeds | test accuracy | gain over FedAvg | deviation from round to round |"
+    yield "|---|---|---|---|---|---|---|"
+    for dataset in DATASETS:
+        for percent in CLAIMED:
+            of = [item for item in runs if (item.dataset, item.stragglers) == (dataset, percent)]
+            base = {item.seed: item for item in of if item.method == "fedavg"}
+            for method in METHODS:
+                found = sorted((item for item in of if item.method == method), key=lambda item: item.seed)
+                if not found:
+                    continue
+                both = [(item, base[item.seed]) for item in found if item.seed in base and method != "fedavg"]
+                gains = [100 * (item.accuracy - other.accuracy) for item, other in both]
+                gain = f"{statistics.fmean(gains):+.1f} points" if gains else ""
+                deviation = statistics.fmean(item.deviation for item in found)
+                less = statistics.fmean(other.deviation for _, other in both) / deviation if both else 0
+                spread = f" ± {statistics.stdev(item.accuracy for item in found):.3f}" if len(found) > 1 else ""
+                told = f"{deviation:.4f}" + (f" ({less:.1f} times less)" if less else "")
+                seeds = " ".join(str(item.seed) for item in found)
+                mean = f"{statistics.fmean(item.accuracy for item in found):.3f}{spread}"
+                yield f"| {dataset} | {percent} % | {method} | {seeds} | {mean} | {gain} | {told} |"
+
+
+def write(folder: Path, runs: Sequence[Run]) -> str:
+    """Write fedprox.csv and fedprox.md."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "fedprox.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(Run.__dataclass_fields__), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(item) for item in runs)
+    rounds = ", ".join(str(number) for number in sorted({item.rounds for item in runs}))
+    claims = "\n".join(f"- {percent} % stragglers: {claim}." for percent, claim in CLAIMED.items())
+    text = (
+        "# FedProx, reproduced\n\nWritten by `python scripts/reproduce_fedprox.py`, which says what is measured; "
+        f"{len(runs)} runs of {rounds} rounds. Accuracy: of the last model, on the held-out vectors of all devices, "
+        "mean and standard deviation over the seeds, each with data of its own. Deviation: standard deviation of the "
+        "change of accuracy from one round to the next, in the second half of the rounds, mean over the seeds. Not in "
+        f"the table is what was not run.\n\n{chr(10).join(table(runs))}\n\nWhat the paper claims:\n\n{claims}\n"
+    )
+    (folder / "fedprox.md").write_text(text)
+    return text
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what is missing, write down what there is."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=list(DATASETS), help="default: all")
+    parser.add_argument(
+        "--stragglers", nargs="+", type=int, choices=list(CLAIMED), default=list(CLAIMED), help="percent"
+    )
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="default: all")
+    parser.add_argument("--seeds", type=int, default=5, help="1 to this number (default: 5)")
+    parser.add_argument("--rounds", type=int, default=200, help="default: 200")
+    parser.add_argument("--work", type=Path, default=Path("fedprox"), help="where finished runs are kept")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the tables")
+    parser.add_argument("--only-table", action="store_true", help="run nothing")
+    options = parser.parse_args(argv)
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    logging.getLogger("intramural").setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    options.work.mkdir(parents=True, exist_ok=True)
+    with progress() as report:
+        for dataset in options.datasets:
+            for percent in options.stragglers:
+                for seed in range(1, options.seeds + 1):
+                    for method in options.methods:
+                        if options.only_table or (percent == 0 and method == "fedprox mu=0"):  # that is FedAvg
+                            continue
+                        reproduce(dataset, percent, method, seed, options.rounds, options.work, report)
+    kept = [json.loads(path.read_text()) for path in sorted(options.work.glob("*.json"))]
+    runs = [Run(**{key: item[key] for key in Run.__dataclass_fields__}) for item in kept]
+    print(write(options.results, [item for item in runs if item.rounds == options.rounds]), end="")
+    return OK
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,131 @@
+"""A hospital whose cases are arrays: for methods, with everything else as it is with DICOM."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from aggregator import LocalGrid, Study, run
+from models.errors import ConfigError, DataError
+from models.ledger import Signer
+from silos.cohort import Arrays, match_arrays, read_arrays, write_arrays
+from silos.config import Data, Site
+
+SITE = """
+name = "{name}"
+key = "{name}.key"
+[data]
+arrays = "cases.npz"
+salt = "0123456789abcdef"
+[policy]
+studies = ["trial"]
+tasks = ["classification"]
+metrics = ["loss", "auc"]
+min_patients = 5
+max_rounds = 10
+max_bytes = "1 MB"
+clip = 10.0
+[run]
+work = "work"
+"""
+
+
+def cases(seed: int, count: int = 40) -> Arrays:
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % 2
+    images = rng.normal(labels[:, None, None], 1.0, (count, 40, 40)).astype(np.float32)
+    return Arrays(images, labels, np.array([f"p{row // 2}" for row in range(count)]))
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Callable[[str, Arrays], Path]:
+    def write(name: str, arrays: Arrays) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        write_arrays(folder / "cases.npz", arrays)
+        Signer.create(folder / f"{name}.key", name)
+        (folder / "site.toml").write_text(SITE.format(name=name))
+        return folder / "site.toml"
+
+    return write
+
+
+def data(site: Path) -> Data:
+    return Site.load(site).data
+
+
+def test_hospitals_with_arrays_train_like_others(
+    site: Callable[[str, Arrays], Path], write_plan: Callable[..., Path], tmp_path: Path
+) -> None:
+    sites = [site(name, cases(seed)) for seed, name in enumerate(("east", "north"))]
+    with Study.create(write_plan(rounds=1), tmp_path / "study") as study, LocalGrid(sites) as grid:
+        rounds = run(study, grid).history.rounds
+    assert rounds[1].accepted == ["east", "north"]
+    assert set(rounds[1].metrics) == {"east", "north"}
+
+
+def test_patients_are_split_as_ever_or_as_the_data_come(site: Callable[[str, Arrays], Path]) -> None:
+    arrays = cases(1)
+    path = site("east", arrays)
+    matched = match_arrays(read_arrays(path.parent / "cases.npz"), data(path), ["none", "lesion"])
+    assert matched.patients(held_out=False) + matched.patients(held_out=True) == 20
+    assert matched.cases.groupby("patient")["held_out"].nunique().max() == 1
+    given = replace(arrays, held_out=np.arange(40) >= 30)
+    assert match_arrays(given, data(path), ["none", "lesion"]).patients(held_out=True) == 5
+    with pytest.raises(DataError, match="puts a patient on both sides"):
+        match_arrays(replace(arrays, held_out=np.arange(40) >= 31), data(path), ["none", "lesion"])
+    with pytest.raises(DataError, match="labels run from 0 to 1, the study has 1 classes"):
+        match_arrays(arrays, data(path), ["none"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"images": np.zeros((40, 4, 4))}, "images is float64"),
+        ({"labels": np.zeros(39, np.int64)}, r"labels is int64 of shape \(39,\)"),
+        ({"patients": np.zeros((40, 2), np.int64)}, r"patients is int64 of shape \(40, 2\)"),
+        ({"held_out": np.zeros(40)}, "held_out is float64"),
+        ({"images": np.full((40, 4, 4), np.nan, np.float32)}, "images hold NaN"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(changes: dict[str, np.ndarray], problem: str, tmp_path: Path) -> None:
+    arrays = cases(1)
+    given = {"images": arrays.images, "labels": arrays.labels, "patients": arrays.patients} | changes
+    np.savez(tmp_path / "cases.npz", **given)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=problem):
+        read_arrays(tmp_path / "cases.npz")
+
+
+def test_a_file_that_is_none_or_holds_pickles_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cases\.npz: No such file"):
+        read_arrays(tmp_path / "cases.npz")
+    (tmp_path / "cases.npz").write_bytes(b"no zip")
+    with pytest.raises(ConfigError, match=r"is no \.npz file without pickles"):
+        read_arrays(tmp_path / "cases.npz")
+    np.savez(tmp_path / "cases.npz", images=np.array([object()], dtype=object))
+    with pytest.raises(ConfigError, match=r"is no \.npz file without pickles"):
+        read_arrays(tmp_path / "cases.npz")
+    np.savez(tmp_path / "cases.npz", images=np.zeros(3), names=np.zeros(3))
+    with pytest.raises(ConfigError, match="holds images, names"):
+        read_arrays(tmp_path / "cases.npz")
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (("salt =", 'root = "dicom"\nsalt ='), "give either data.root or data.arrays"),
+        (('arrays = "cases.npz"\n', ""), "give either data.root or data.arrays"),
+        (("salt =", 'modality = ["MR"]\nsalt ='), "has no modality"),
+    ],
+)
+def test_a_site_has_dicom_or_arrays(change: tuple[str, str], problem: str, tmp_path: Path) -> None:
+    (tmp_path / "site.toml").write_text(SITE.format(name="east").replace(*change))
+    with pytest.raises(ConfigError, match=problem):
+        Site.load(tmp_path / "site.toml")
+
+
+def test_what_needs_dicom_says_so(site: Callable[[str, Arrays], Path]) -> None:
+    with pytest.raises(ConfigError, match=r"data\.root: is missing, and this needs DICOM files"):
+        _ = data(site("east", cases(1))).folder

@@ -1,0 +1,93 @@
+"""A simulation file: the same file makes the same models anywhere, and no hospital's own records are touched."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from aggregator import Simulation, simulate
+from aggregator.cli import main
+from models.errors import ConfigError
+
+ROOT = Path(__file__).parents[1]
+
+FILE = """
+study = "trial-plan.toml"
+sites = ["hospitals/*/site.toml"]
+folder = "{folder}"
+workers = {workers}
+
+[[faults]]
+what = "absent"
+silos = ["north"]
+rounds = [1, 1]
+
+[[faults]]
+what = "slow"
+silos = ["south"]
+factor = 2.5
+"""
+
+
+@pytest.fixture
+def write(write_plan: Callable[..., Path], hospitals: list[Path], tmp_path: Path) -> Callable[..., Path]:
+    write_plan(more='stragglers = "partial"')
+
+    def simulation(folder: str, workers: int = 1, more: str = "") -> Path:
+        path = tmp_path / f"{folder}.toml"
+        path.write_text(FILE.format(folder=folder, workers=workers) + more)
+        return path
+
+    return simulation
+
+
+def test_the_same_file_makes_the_same_models_in_any_folder_and_for_any_number_of_workers(
+    write: Callable[..., Path], hospitals: list[Path], tmp_path: Path
+) -> None:
+    one, two = simulate(write("one")), simulate(write("two", workers=2))
+    assert [item.model for item in one.history.rounds] == [item.model for item in two.history.rounds]
+    assert [item.refused for item in one.history.rounds[1:]] == [{"north": "silent"}, {}]
+    assert one.history.rounds[1].work == {"east": 1.0, "south": 0.4}
+    assert simulate(tmp_path / "one.toml").digest == one.digest  # it is over, and nothing is done again
+    assert not any((site.parent / "work" / "ledger").exists() for site in hospitals)
+    assert (tmp_path / "one" / "hospitals" / "north" / "work" / "ledger").is_dir()
+
+
+def test_the_command_shows_what_happened(write: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["simulate", str(write("three")), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["rounds"][1]["refused"] == {"north": "silent"}
+    assert told["rounds"][1]["work"]["south"] == 0.4
+
+
+@pytest.mark.parametrize(
+    ("more", "problem"),
+    [
+        (
+            '[[faults]]\nwhat = "slow"\nsilos = ["south"]\nfactor = 0.5\n',
+            r"four\.toml: faults\.2\.slow\.factor: must be",
+        ),
+        ('[[faults]]\nwhat = "late"\n', r"four\.toml: faults\.2: .*'late'"),
+    ],
+)
+def test_a_wrong_fault_is_named_by_file_and_key(write: Callable[..., Path], more: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        Simulation.load(write("four", more=more))
+
+
+def test_a_pattern_without_a_site_and_faults_on_another_engine_are_refused(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
+    simulation = Simulation.load(write("five"))
+    with pytest.raises(ConfigError, match="there is no such file"):
+        simulation.model_copy(update={"sites": [tmp_path / "nowhere" / "*.toml"]}).found_sites()
+    path = write("six")
+    path.write_text(path.read_text().replace("workers = 1", 'engine = "ray"'))
+    with pytest.raises(ConfigError, match='engine: "ray" takes no faults'):
+        Simulation.load(path)
+
+
+def test_the_example_can_be_read_and_its_faults_are_of_every_kind() -> None:
+    example = Simulation.load(ROOT / "configs" / "simulation.toml")
+    assert {fault.what for fault in example.faults} == {"absent", "slow", "crash", "garbage", "labels", "scanner"}
