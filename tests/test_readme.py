@@ -93,7 +93,8 @@ def test_the_example_study_explains_every_key_of_a_plan() -> None:
 
 
 @pytest.mark.parametrize(
-    "script", ["demo", "lgg", "lgg_segmentation", "bench", "federation", "failures", "bench_network", "compare"]
+    "script",
+    ["demo", "lgg", "lgg_segmentation", "bench_simulation", "federation", "failures", "bench_network", "compare"],
 )
 def test_every_script_says_what_it_does(script: str) -> None:
     done = subprocess.run(
