@@ -103,7 +103,7 @@ def test_a_fingerprint_is_compared_as_people_say_it(home: Home, kit: Kit) -> Non
     assert list(home.hospitals()) == ["north"]
 
 
-@pytest.mark.parametrize("told", ["", "0000-0000", SOUTH.enrol().fingerprint])
+@pytest.mark.parametrize("told", ["", "0000-0000", SOUTH.enrol().fingerprint], ids=["none", "short", "another"])
 def test_another_fingerprint_than_the_files_admits_nobody(home: Home, kit: Kit, told: str) -> None:
     enrolment = NORTH.enrol()
     with pytest.raises(ConfigError, match=rf"{enrolment.fingerprint}, and not {told}"):
