@@ -35,21 +35,12 @@ from models.plan import Plan
 from models.settings import LocalPath, Settings
 
 
-class Simulation(Settings):
-    """What is simulated."""
+class Consortium(Settings):
+    """A study, hospitals on this machine, and what goes wrong in them."""
 
     study: LocalPath
     sites: Annotated[list[LocalPath], Field(min_length=1)]  # `*` stands for any name
-    folder: LocalPath
-    workers: Annotated[int, Field(ge=1, le=1024)] = 1
-    engine: Literal["local", "ray"] = "local"
     faults: list[AnyFault] = []
-
-    @model_validator(mode="after")
-    def _faults_need_our_own_engine(self) -> Self:
-        if self.engine == "ray" and (self.faults or self.workers > 1):
-            raise ValueError('engine: "ray" takes no faults, and its cluster says how many workers there are')
-        return self
 
     def found_sites(self) -> list[Path]:
         """Every hospital's `site.toml`, in the order of the patterns and then of names.
@@ -64,6 +55,20 @@ class Simulation(Settings):
                 raise ConfigError(f"sites: {pattern}: there is no such file", "correct the path")
             found |= dict.fromkeys(map(Path, paths))
         return list(found)
+
+
+class Simulation(Consortium):
+    """What is simulated."""
+
+    folder: LocalPath
+    workers: Annotated[int, Field(ge=1, le=1024)] = 1
+    engine: Literal["local", "ray"] = "local"
+
+    @model_validator(mode="after")
+    def _faults_need_our_own_engine(self) -> Self:
+        if self.engine == "ray" and (self.faults or self.workers > 1):
+            raise ValueError('engine: "ray" takes no faults, and its cluster says how many workers there are')
+        return self
 
 
 def simulate(what: Simulation | Path | str, on_round: Callable[[History], None] | None = None) -> Outcome:

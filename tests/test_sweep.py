@@ -135,6 +135,14 @@ def test_the_page_stands_alone_and_tells_every_arm(swept: tuple[Path, Outcome, l
     assert {path.name for path in outcome.files} >= {"curves.svg", "hospitals.svg", "targets.svg", "sweep.md"}
 
 
+def test_what_goes_wrong_in_a_simulation_can_go_wrong_in_every_run(swept: tuple[Path, Outcome, list[str]]) -> None:
+    folder, _, _ = swept
+    absent = '[[faults]]\nwhat = "absent"\nrounds = [1, 1]\n'
+    (folder / "faults.toml").write_text(SWEEP.split("[[arms]]\nlabel")[0].replace("[1, 2]", "[3]") + absent)
+    (history,) = sweep(folder / "faults.toml", folder / "faults").histories.values()
+    assert [len(item.accepted) for item in history.rounds[1:]] == [0, 2]
+
+
 def test_what_is_over_is_not_run_again(
     swept: tuple[Path, Outcome, list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -65,9 +65,11 @@ def sweep(
     settings = Sweep.load(source)
     plan = Plan.load(settings.study)
     metric: str = settings.metric or next((name for name in ("auc", "dice") if name in plan.metrics), plan.metrics[0])
-    arms, sites = read_arms(settings, source), tuple(settings.found_sites())
+    sites, faults = tuple(settings.found_sites()), tuple(settings.faults)
     runs = [
-        Run(arm, seed, out / "runs" / arm.folder / f"seed-{seed}", sites) for arm in arms for seed in settings.seeds
+        Run(arm, seed, out / "runs" / arm.folder / f"seed-{seed}", sites, faults)
+        for arm in read_arms(settings, source)
+        for seed in settings.seeds
     ]
     if lacking := next((run for run in runs if metric not in run.plan.metrics), None):
         raise ConfigError(

@@ -16,17 +16,16 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
+from glob import escape
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from aggregator import rounds
 from aggregator.history import History, read_study
-from aggregator.hospitals import hospital_side
-from aggregator.local import LocalGrid
-from aggregator.study import Study
+from aggregator.simulation import Simulation, simulate
 from aggregator.sweep.arms import Arm
 from models.console import Report
 from models.errors import ConfigError, IntramuralError
+from models.faults import AnyFault
 from models.ledger.disk import publish
 from models.plan import Plan
 
@@ -42,12 +41,14 @@ class Run:
         seed: With which seed.
         folder: Where.
         sites: `site.toml` of each hospital.
+        faults: What goes wrong in them.
     """
 
     arm: Arm
     seed: int
     folder: Path
     sites: tuple[Path, ...]
+    faults: tuple[AnyFault, ...] = ()
 
     @property
     def study(self) -> Path:
@@ -90,14 +91,12 @@ def carry_out(run: Run) -> None:
     Raises:
         IntramuralError: Whatever stops a study.
     """
-    derive = hospital_side("derive")
-    run.folder.mkdir(parents=True, exist_ok=True)
-    sites = [derive(site, run.folder / "hospitals") for site in run.sites]
+    plan = run.folder / "plan.toml"
     if not (run.study / "agreement.json").is_file():
-        publish(run.folder / "plan.toml", run.arm.toml(run.seed))
-        Study.create(run.folder / "plan.toml", run.study).close()
-    with Study.open(run.study) as study, LocalGrid(sites) as grid:
-        rounds.run(study, grid)
+        run.folder.mkdir(parents=True, exist_ok=True)
+        publish(plan, run.arm.toml(run.seed))
+    sites = [Path(escape(str(site))) for site in run.sites]
+    simulate(Simulation(study=plan, sites=sites, folder=run.folder, faults=list(run.faults)))
 
 
 def carry_out_all(

@@ -15,22 +15,17 @@ strategy.mu = [0.001, 0.01]                # an arm for each
 training.learning_rate = [0.001, 0.01]     # each of them with each of these
 """
 
-from glob import glob
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
-from models.errors import ConfigError
+from aggregator.simulation import Consortium
 from models.plan import MetricName
-from models.settings import LocalPath, Settings
 
 
-class Sweep(Settings):
-    """What is compared."""
+class Sweep(Consortium):
+    """What is compared; faults strike every run."""
 
-    study: LocalPath
-    sites: Annotated[list[LocalPath], Field(min_length=1)]  # `*` stands for any name
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1)]
     processes: Annotated[int, Field(ge=1, le=1024)] = 1  # runs at the same time; each takes one core
     metric: MetricName | None = None  # what is compared; the study's AUC or Dice, or else its first, if absent
@@ -44,17 +39,3 @@ class Sweep(Settings):
         if len(set(seeds)) != len(seeds):
             raise ValueError("must be distinct")
         return seeds
-
-    def found_sites(self) -> list[Path]:
-        """Every hospital's `site.toml`, in the order of the patterns and then of names.
-
-        Raises:
-            ConfigError: A pattern fits nothing.
-        """
-        found: dict[Path, None] = {}
-        for number, pattern in enumerate(self.sites, start=1):
-            paths = sorted(glob(str(pattern)))
-            if not paths:
-                raise ConfigError(f"sites: {pattern} (number {number}): there is no such file", "correct the path")
-            found |= dict.fromkeys(map(Path, paths))
-        return list(found)

@@ -54,6 +54,7 @@ class Coordinator:
         plan = self.make_plan(**{"min_silos": 1, **changes})
         network = FlatNetwork(task(plan.task).build(plan.seed))
         self.model: Vector = network.weights.numpy().copy()
+        self.spec = network.spec
         initial = vector_digest(network.spec.digest, self.model)
         return Agreement(plan=plan, coordinator_key=self.signer.vkey, initial=initial, spec=network.spec.digest)
 
@@ -73,7 +74,7 @@ class Coordinator:
     def receive(self, agreement: Agreement, envelope: Envelope) -> int:
         """Take a reply in; how many before it were lost."""
         channel = self.channel(agreement)
-        received = channel.verify(envelope, None if envelope.vector is None else agreement.spec)
+        received = channel.verify(envelope, None if envelope.vector is None else self.spec)
         channel.accept(received)
         return received.missed
 
@@ -418,13 +419,14 @@ def test_the_explanation_says_what_is_asked_what_leaves_and_to_whom(coordinator:
     assert told["work in each round"] == "1 epoch, batches of 8"
     assert told["learning"] == "sgd, learning rate 0.1"
     assert told["combined by"] == "fedprox (mu = 0.1)"
-    assert f"{4 * coordinator.model.size / 1000:.1f} kB" in told["leaves in each round"]
+    assert f"{2 * coordinator.model.size / 1000:.1f} kB" in told["leaves in each round"]  # bfloat16
     assert "at most 2.0 GB" in told["leaves in each round"]
     assert "at most 200.0 MB" in told["leaves in each round"]
     assert told["metrics told"] == "loss; with at least 4 held-out patients"
     assert told["metrics withheld"] == "accuracy, auc"
     assert told["counts told"] == "images trained on, images evaluated on: as ranges"
-    assert told["changed before it leaves"] == "shortened to a length of 10; no noise"
+    rounded = "every number rounded to 8 significant bits"
+    assert told["changed before it leaves"] == f"shortened to a length of 10; no noise; {rounded}"
     assert told["goes to"] == "aggregator"
     assert told["kept there"] == "each update until its round is over"
     assert REFUSED not in told
