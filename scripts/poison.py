@@ -1,6 +1,6 @@
 """Which strategies survive one poisoned hospital of five.
 
-    python scripts/poison.py                         every strategy under every attack; four CPU minutes a seed
+    python scripts/poison.py                         every strategy under every attack; five CPU minutes a seed
     python scripts/poison.py --only fedavg krum      some of them
 
 Five make-believe hospitals train through the real exchange: keys, gate, intake, ledgers. One of them is honest, or
@@ -48,8 +48,12 @@ STRATEGIES = {
     "fedtrimmedavg": "beta = 0.2",
     "krum": "malicious = 1",
     "multikrum": "malicious = 1\nselect = 3",
+    "scaffold": "",
 }
 """Parameters of each; by the name `multikrum` goes krum with several updates selected."""
+
+ADAM = 'optimizer = "adam"\nlearning_rate = 0.006'
+STEPS = {"scaffold": 'optimizer = "sgd"\nlearning_rate = 0.1'}  # it needs plain steps
 
 PLAN = """
 name = "{name}"
@@ -76,8 +80,7 @@ arguments = {{ channels = [8, 16, 32] }}
 [training]
 epochs = 3
 batch_size = 16
-optimizer = "adam"
-learning_rate = 0.006
+{steps}
 
 [strategy]
 name = "{strategy}"
@@ -167,6 +170,7 @@ def auc(strategy: str, attack: str, seed: int, rounds: int, folder: Path, sites:
             max_norm=MAX_NORM,
             strategy="krum" if strategy == "multikrum" else strategy,
             parameters=STRATEGIES[strategy],
+            steps=STEPS.get(strategy, ADAM),
         )
     )
     with Study.create(plan, folder / name) as opened, Poisoned(sites, ATTACKS[attack]) as grid:
