@@ -146,7 +146,7 @@ def insist(study: Path, hospitals: list[Path]) -> None:
     """Ask those again who have answered, as a coordinator could who wants to compare two answers."""
     with Study.open(study) as opened, LocalGrid(hospitals) as grid:
         again = rounds._Run(opened, grid)
-        again.visit("survey", 0, opened.position, again.wait_for(3, 0))
+        again.visit(dict.fromkeys(again.wait_for(3, 0), "survey"), 0, opened.position)
 
 
 def test_the_study_that_follows_is_not_disturbed(

@@ -55,10 +55,9 @@ def test_a_survey_that_is_not_in_order_is_rejected_with_a_code(
 
 
 def test_a_hospital_that_answers_with_something_else_is_rejected(toy: Callable[..., Toy]) -> None:
-    study = toy()
+    study = toy(deadline=0.5)
     study.hospitals["north"].told_as = Kind.CLOSING
     study.hospitals["west"].silent = True
-    study.study.plan.__dict__["deadline"] = 0.5
     answers = ask(study)
     assert answers["north"] == "malformed.kind"
     assert answers["west"] == "silent"

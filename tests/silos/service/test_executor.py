@@ -36,7 +36,8 @@ from aggregator.study import Study
 from models.errors import NotAppended, is_wire_code
 from models.exchange import wire
 from models.exchange.channel import Channel
-from models.exchange.documents import Manifest, Order
+from models.exchange.documents import Order
+from models.exchange.spec import Spec
 from models.exchange.statement import Kind, Statement
 from models.ledger import Event
 from silos.app import app as silo_app
@@ -647,20 +648,20 @@ Executor(Path(sys.argv[1]), sys.argv[2], sys.argv[3].encode(), app).work(threadi
 
 
 @pytest.fixture
-def order(site: Path, tmp_path: Path, write_plan: Callable[..., Path]) -> Iterator[tuple[Message, Channel]]:
-    """A real order of a real study, and the coordinator's side of the exchange."""
+def order(site: Path, tmp_path: Path, write_plan: Callable[..., Path]) -> Iterator[tuple[Message, Channel, Spec]]:
+    """A real order of a real study, the coordinator's side of the exchange, and the arrays."""
     with Study.create(write_plan(more='encoding = "float32"'), tmp_path / "study") as study:
         channel = Channel(study.ledger, study.signer, open_silo(site).signer.verifier, study.digest)
         base = study.load_model(0, study.position.digest)
         asked = Order(agreement=study.agreement, round=1, visit="train", base=study.position.digest)
         envelope = channel.offer(Kind.ORDER, 1, asked, spec=study.spec.digest, vector=base)
-        yield Message(wire.pack(envelope, wire.pack_vector(base)), NODE, "train"), channel
+        yield Message(wire.pack(envelope, wire.pack_vector(base)), NODE, "train"), channel, study.spec
 
 
 def test_an_executor_killed_when_its_update_was_written_down_gives_another_when_it_is_back(
-    node: SuperNode, site: Path, order: tuple[Message, Channel]
+    node: SuperNode, site: Path, order: tuple[Message, Channel, Spec]
 ) -> None:
-    asked, channel = order
+    asked, channel, spec = order
     close_silo(site)
     name = node.give(asked)
     killed = subprocess.run(
@@ -671,7 +672,7 @@ def test_an_executor_killed_when_its_update_was_written_down_gives_another_when_
     with Worker(site, node):
         answer = node.answer(120)
     assert answer.metadata.reply_to_message_id == name
-    received = channel.verify(wire.unpack(answer.content), Manifest.decode(wire.unpack(answer.content).body).spec)
+    received = channel.verify(wire.unpack(answer.content), spec)
     assert received.statement.kind == Kind.UPDATE
     ledger = open_silo(site).ledger.records
     events = [record.event for record in ledger if record.event in (Event.ORDER_RECEIVED, Event.UPDATE_OFFERED)]
@@ -687,7 +688,7 @@ def secret(tmp_path: Path) -> Path:
 
 
 def test_the_process_follows_orders_past_every_proxy_and_ends_when_told(
-    node: SuperNode, site: Path, secret: Path, order: tuple[Message, Channel]
+    node: SuperNode, site: Path, secret: Path, order: tuple[Message, Channel, Spec]
 ) -> None:
     close_silo(site)
     node.give(order[0])

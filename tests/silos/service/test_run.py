@@ -498,7 +498,7 @@ class Federation:
         self.received.append(answer)
         assert answer.has_content(), answer.error.reason
         envelope = wire.unpack(answer.content, None, self.study.encoding)
-        received = self.channel.verify(envelope, None if envelope.vector is None else self.study.spec.digest)
+        received = self.channel.verify(envelope, None if envelope.vector is None else self.study.spec)
         self.channel.accept(received)
         return str(received.statement.kind)
 
