@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from typing import Self
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -16,6 +17,15 @@ class StudyGrid(Grid):
     @abstractmethod
     def roster(self) -> Mapping[int, Verifier]:
         """Each hospital that may take part, by node id; it can grow and shrink while a study runs."""
+
+    def close(self) -> None:
+        """Give back what the grid holds open; the end of a `with` does it."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def create_message(
         self,

@@ -15,7 +15,7 @@ import resource
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.supercore.run import Run
@@ -84,12 +84,6 @@ class LocalGrid(StudyGrid):
             self._workers.close()
         for silo in self._nodes.values():
             silo.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     @property
     def roster(self) -> Mapping[int, Verifier]:
