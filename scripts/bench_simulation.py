@@ -6,9 +6,10 @@
 
 *rounds*: the whole of a simulated round, with gate, signatures, SHA-256, manifests and ledgers on, beside a plain
 sequential torch loop that does the same gradient steps: one module, `load_state_dict` for each hospital,
-`torch.optim.SGD` over its parameters, images in memory, an average of the state dicts. Both sides run in turns, in one
-process with one thread, and must end with the same model to the bit. Figures are CPU seconds of a round, the least of
-all, since other work on the machine disturbs it least; a run's first round, which reads the images, is left out.
+`torch.optim.SGD` over its parameters, images in memory, an average of the state dicts. Both sides run in turns, each in
+a process of its own with one thread, and must end with the same model to the bit. Figures are CPU seconds of a round,
+the least of all, since other work on the machine disturbs it least; a run's first round, which reads the images, is
+left out.
 
 *memory*: peak resident memory of a process that simulates a few hospitals, and of one that simulates many.
 
@@ -21,6 +22,7 @@ order of their own; nobody is held out, so that nothing is measured but training
 import argparse
 import importlib.metadata
 import logging
+import multiprocessing
 import platform
 import re
 import resource
@@ -30,9 +32,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -41,14 +45,15 @@ from aggregator import LocalGrid, Study, run
 from aggregator.history import History
 from models import tasks
 from models.console import show_table
-from models.exchange.documents import Agreement
 from models.exchange.spec import Vector, load_vector
 from models.ledger import Signer
 from models.plan import Plan
 from silos import gate, training
 from silos.config import Site
 from silos.phantom import write_hospital
-from silos.visit import set_up
+from silos.visit import load_data
+
+T = TypeVar("T")
 
 PATIENTS, SLICES, BATCH, RATE = 16, 10, 16, 0.01
 IMAGES = PATIENTS * SLICES
@@ -148,8 +153,7 @@ class Workshop:
 
 def images_of(site: Path, plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
     """A hospital's training images `(n, 1, 64, 64)` float32 and their labels `(n,)`."""
-    agreement = Agreement(plan=plan, coordinator_key="", initial="0" * 64, spec="0" * 64)
-    train = set_up(Site.load(site), agreement).data.train
+    train = load_data(Site.load(site), plan, tasks.task(plan.task)).train
     cases = train.take(np.arange(len(train)))
     return torch.from_numpy(np.stack([case.image for case in cases])), torch.tensor([case.label for case in cases])
 
@@ -212,6 +216,12 @@ def fit(module: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, pla
             optimizer.step()
 
 
+def apart(function: Callable[..., T], *arguments: Any) -> T:
+    """Call a function in a process of its own: neither side then finds memory or settings that the other left."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
 def bench_rounds(work: Workshop, rows: Sequence[Row], rounds: int, turns: int) -> str:
     """The table of rounds."""
     lines = []
@@ -219,8 +229,9 @@ def bench_rounds(work: Workshop, rows: Sequence[Row], rounds: int, turns: int) -
         ours, theirs = list[float](), list[float]()
         for turn in range(turns):
             plan, sites = work.plan(row.network, rounds + 1), work.sites(row.hospitals)
-            looped, expected = plain(Plan.load(plan), sites)
-            exchanged, _, model = simulated(plan, sites, work.folder / f"{row.network}-{row.hospitals}-{turn}")
+            looped, expected = apart(plain, Plan.load(plan), sites)
+            folder = work.folder / f"{row.network}-{row.hospitals}-{turn}"
+            exchanged, _, model = apart(simulated, plan, sites, folder)
             if not np.array_equal(model, expected):
                 raise SystemExit("error: the two sides ended with different models")
             theirs += looped

@@ -29,6 +29,7 @@ from silos.cohort import Cohort
 from silos.config import Site
 from silos.dataset import Dataset
 from silos.dicom.scan import Scan, scan
+from silos.memory import keep_freed
 from silos.pace import Pace
 from silos.precision import trains_in_bfloat16
 
@@ -56,6 +57,7 @@ def set_up(site: Site, agreement: Agreement, progress: Report | None = None) -> 
         ConfigError: The label table is wrong, or the network cannot be built.
         DataError: The data cannot be used.
     """
+    keep_freed()
     torch.set_num_threads(site.run.threads)
     plan, key = agreement.plan, (agreement.study, training.device_for(site.run.device))
     if key not in _networks:

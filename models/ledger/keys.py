@@ -16,7 +16,7 @@ import hmac
 import os
 import re
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Self
 
@@ -94,9 +94,15 @@ class Verifier:
             BadSignature: This key did not sign these bytes.
         """
         try:
-            Ed25519PublicKey.from_public_bytes(self.key).verify(signature, data)
+            require_signed(self.key, data, signature)
         except (InvalidSignature, ValueError):
             raise BadSignature(f"not signed by {self.name} (key {self.key_id.hex()})") from None
+
+
+@lru_cache(maxsize=1024)  # what held once holds always, and a head is shown to many; a failure is not kept
+def require_signed(key: bytes, data: bytes, signature: bytes) -> None:
+    """Check a signature with a bare key; see `Verifier.verify`."""
+    Ed25519PublicKey.from_public_bytes(key).verify(signature, data)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ the lines survive the death of the process and of the machine; when it raises, n
 used, and the ledger must be opened again.
 """
 
+import hmac
 import os
 import secrets
 import shutil
@@ -336,7 +337,7 @@ def _salt(signer: Signer, unsalted: bytes) -> str:
     Unguessable, they hide a short line from whoever sees only its hash. Made by the key, they let `open`
     tell a line of its own, left unsigned by a crash, from one that somebody else appended to be signed.
     """
-    return digest(signer.sign(b"intramural ledger salt\x00" + unsalted))[:32]
+    return hmac.digest(signer.derive(b"intramural ledger salt v2"), unsalted, "sha256").hex()[:32]
 
 
 def _software() -> dict[str, str]:
