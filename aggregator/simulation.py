@@ -23,10 +23,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from aggregator.grid import StudyGrid
 from aggregator.history import History
 from aggregator.hospitals import hospital_side
 from aggregator.local import LocalGrid
-from aggregator.ray import RayGrid
 from aggregator.rounds import Outcome, run
 from aggregator.study import Study
 from models.errors import ConfigError
@@ -90,9 +90,13 @@ def simulate(what: Simulation | Path | str, on_round: Callable[[History], None] 
     with study:
         if study.plan != plan:
             raise ConfigError(f"{folder}: holds another study than {simulation.study}", "simulate into another folder")
-        with RayGrid(sites) if simulation.engine == "ray" else _local(simulation, sites) as grid:
+        with _grid(simulation, sites) as grid:
             return run(study, grid, on_round)
 
 
-def _local(simulation: Simulation, sites: list[Path]) -> LocalGrid:
-    return LocalGrid(sites, simulation.workers, faults=simulation.faults)
+def _grid(simulation: Simulation, sites: list[Path]) -> StudyGrid:
+    if simulation.engine == "local":
+        return LocalGrid(sites, simulation.workers, faults=simulation.faults)
+    from aggregator.ray import RayGrid  # twice as long to load as Flower without its simulation
+
+    return RayGrid(sites)

@@ -80,6 +80,24 @@ def test_what_asks_little_imports_no_heavy_library(command: str, arguments: str,
     assert done.returncode == 0, done.stderr
 
 
+def test_a_simulation_loads_what_its_study_needs_and_no_other_library(tmp_path: Path) -> None:
+    sites = [
+        write_hospital(tmp_path / name, name=name, seed=0, patients=24, images=1, studies=["demo-fedavg"])
+        for name in ("north", "south")
+    ]
+    plan = Path("configs/study.toml").read_text().replace("rounds = 5", "rounds = 1")
+    (tmp_path / "study.toml").write_text(plan)
+    code = (
+        "from aggregator import LocalGrid, Study, run\n"
+        f"with Study.load({str(tmp_path / 'study.toml')!r}) as study, LocalGrid({[*map(str, sites)]!r}) as grid:\n"
+        "    assert run(study, grid).history.rounds[1].accepted\n"
+        "needless = {'monai', 'scipy', 'matplotlib', 'highdicom', 'nibabel', 'ray', 'fastapi'} & set(sys.modules)\n"
+        "assert not needless, needless"
+    )
+    done = python(code, set())
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_hospitals_command_without_its_libraries_says_what_to_install() -> None:
     code = "from silos.cli import main; sys.exit(main(['scan', 'configs/sites/north.toml']))"
     done = python(code, {"torch", "monai", "pydicom", "pandas"})

@@ -2,6 +2,8 @@
 
 Two questions: how much of the two overlaps (Dice, 1 at best), and how far apart their surfaces lie (Hausdorff,
 0 mm at best). A class that the truth has not is not judged: its answer is NaN, and a mean passes over it.
+
+MONAI is loaded by the first call, and not before: to load it takes more time and memory than torch.
 """
 
 import math
@@ -9,8 +11,6 @@ import warnings
 from collections.abc import Sequence
 
 import torch
-from monai.metrics.hausdorff_distance import compute_hausdorff_distance
-from monai.metrics.meandice import compute_dice
 
 
 def overlaps(predicted: torch.Tensor, truth: torch.Tensor, outputs: int) -> torch.Tensor:
@@ -24,6 +24,8 @@ def overlaps(predicted: torch.Tensor, truth: torch.Tensor, outputs: int) -> torc
     Returns:
         `(outputs - 1,)` float64 from 0 to 1; NaN for a class that the truth has not.
     """
+    from monai.metrics.meandice import compute_dice
+
     pairs = [_pair(predicted == index, truth == index) for index in range(1, outputs)]
     return torch.tensor([float(compute_dice(*pair)) for pair in pairs], dtype=torch.float64)
 
@@ -45,6 +47,8 @@ def distances(
     Returns:
         mm, `(outputs - 1,)` float64; NaN for a class that the truth has not.
     """
+    from monai.metrics.hausdorff_distance import compute_hausdorff_distance
+
     sides = spacing or (1.0,) * truth.ndim
     found = []
     for index in range(1, outputs):

@@ -4,14 +4,12 @@ Everything here is the same for the same pixels, everywhere; there is no chance 
 """
 
 from collections.abc import Iterable, Sequence
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from monai.transforms.croppad.array import ResizeWithPadOrCrop
-from monai.transforms.intensity.array import ScaleIntensityRange
-from monai.transforms.spatial.array import Resize
+from torch.nn.functional import interpolate
 
 from models.errors import DataError
 from models.plan import Imaging, Landmarks
@@ -46,7 +44,7 @@ def normalise(image: Image, settings: Imaging) -> Image:
     low, high = _range(image, settings)
     if low == high:
         return np.zeros(image.shape, np.float32)
-    return np.asarray(ScaleIntensityRange(low, high, 0.0, 1.0, clip=True)(image), np.float32)
+    return ((image.astype(np.float32) - low) / (high - low)).clip(0, 1)
 
 
 def _zscore(image: Image, counted: npt.NDArray[np.bool_]) -> Image:
@@ -135,13 +133,16 @@ def resize(image: Image, size: Sequence[int]) -> Image:
     """
     shrinks = all(new <= old for new, old in zip(size, image.shape, strict=True))
     mode = "area" if shrinks else "bilinear" if image.ndim == 2 else "trilinear"
-    return cast(Image, Resize(size)(torch.as_tensor(image[None]), mode=mode)[0].numpy())
+    return cast(Image, _stretch(torch.as_tensor(image), size, mode))
 
 
 def resize_mask(mask: npt.NDArray[np.uint8], size: Sequence[int]) -> npt.NDArray[np.uint8]:
     """Stretch a mask to a size by its nearest voxels, in register with `resize`."""
-    stretched = Resize(size)(torch.as_tensor(mask[None]), mode="nearest-exact")[0]
-    return cast("npt.NDArray[np.uint8]", stretched.numpy().round().astype(np.uint8))
+    return cast("npt.NDArray[np.uint8]", _stretch(torch.as_tensor(mask), size, "nearest-exact"))
+
+
+def _stretch(image: torch.Tensor, size: Sequence[int], mode: str) -> npt.NDArray[Any]:
+    return interpolate(image[None, None], tuple(size), mode=mode)[0, 0].numpy()
 
 
 def grid(
@@ -173,4 +174,6 @@ def grid(
 
 def about_the_middle(image: Image, size: Sequence[int]) -> Image:
     """The voxels about the middle of an image, with zeros where it ends; `size` as the image has axes."""
+    from monai.transforms.croppad.array import ResizeWithPadOrCrop  # longer to load than torch
+
     return cast(Image, ResizeWithPadOrCrop(size)(torch.as_tensor(image[None]))[0].numpy())

@@ -13,23 +13,25 @@ one case's outputs are ever in memory.
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from monai.inferers.inferer import SlidingWindowInferer
-from monai.losses.dice import DiceCELoss
 from torch import nn
 
 from models.errors import DataError, NotFinite
 from models.plan import Segmentation
-from models.tasks.augmentation import Augmenter
 from models.tasks.case import Case
 from models.tasks.masks import distances, overlaps
 from models.tasks.networks import SEGMENTERS, build_network
 from models.tasks.patches import DRAWS, crop
 from models.tasks.preparation import grid, normalise, resize, resize_mask
+
+if TYPE_CHECKING:
+    from monai.losses.dice import DiceCELoss
+
+    from models.tasks.augmentation import Augmenter
 
 _WINDOWS = {2: 16, 3: 2}  # that a network is shown at a time, by dimensions
 
@@ -140,6 +142,8 @@ class SegmentationTask:
         if volume:  # its slices as a batch
             image = image[0].permute(3, 0, 1, 2)
         device = next(network.parameters()).device
+        from monai.inferers.inferer import SlidingWindowInferer
+
         inferer = SlidingWindowInferer(
             self.settings.patch,
             sw_batch_size=_WINDOWS[self.settings.dimensions],
@@ -200,9 +204,13 @@ class SegmentationTask:
         return found
 
     @cached_property
-    def _loss(self) -> DiceCELoss:
+    def _loss(self) -> "DiceCELoss":
+        from monai.losses.dice import DiceCELoss
+
         return DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
 
     @cached_property
-    def _augment(self) -> Augmenter:
+    def _augment(self) -> "Augmenter":
+        from models.tasks.augmentation import Augmenter
+
         return Augmenter(self.settings.augment, self.settings.dimensions)

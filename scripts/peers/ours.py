@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from aggregator import LocalGrid, RayGrid, Study, run
+import aggregator
+from aggregator import Study, run
 from silos import training, visit
 
 
@@ -35,8 +36,10 @@ def main() -> None:
 
     if options.engine == "local":
         visit.training.fit = stamped
-    engine = {"local": LocalGrid, "ray": RayGrid}[options.engine]
-    with Study.load(options.plan) as study, engine(options.sites) as grid:
+    study = Study.load(options.plan)
+    # Each loads what it needs when it is asked for.
+    grid = aggregator.RayGrid(options.sites) if options.engine == "ray" else aggregator.LocalGrid(options.sites)
+    with study, grid:
         stamp("round")
         outcome = run(study, grid, lambda _: stamp("round"))
     print(outcome.digest)

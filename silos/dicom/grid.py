@@ -6,14 +6,14 @@
 The same call for a volume and for the mask drawn on it gives the same grid. Axes are turned to the nearest of
 right, front and up; an oblique stack stays oblique, and a gantry tilt is straightened. Nothing is smoothed before
 it is made coarser. The same input gives the same bytes.
+
+MONAI is loaded by the first call, and not before: to load it takes more time and memory than torch.
 """
 
 from typing import TypeVar
 
 import numpy as np
 import torch
-from monai.data.meta_tensor import MetaTensor
-from monai.transforms.spatial.array import Orientation, Spacing, SpatialResample
 from numpy.typing import NDArray
 
 from silos.dicom.geometry import Floats
@@ -34,6 +34,9 @@ def to_grid(
     Returns:
         The pixels on the new grid, and its affine, (4, 4) float64.
     """
+    from monai.data.meta_tensor import MetaTensor
+    from monai.transforms.spatial.array import Orientation, Spacing
+
     classes = pixels.dtype == np.uint8
     # A copy in C order: a view would be copied by each step.
     data = MetaTensor(torch.from_numpy(np.ascontiguousarray(pixels, np.float32))[None], affine=torch.from_numpy(affine))
@@ -57,6 +60,9 @@ def on_grid(
         to: (4, 4), from the indices of the result to mm in RAS.
         shape: Of the result.
     """
+    from monai.data.meta_tensor import MetaTensor
+    from monai.transforms.spatial.array import SpatialResample
+
     data = MetaTensor(torch.from_numpy(np.ascontiguousarray(values))[None], affine=torch.from_numpy(affine))
     resample = SpatialResample(mode="bilinear", padding_mode="zeros", dtype=np.float32)
     result = resample(data, dst_affine=torch.from_numpy(to), spatial_size=shape)

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
-from nibabel.orientations import io_orientation
 from numpy.typing import NDArray
 
 from silos.dicom.geometry import Floats
@@ -76,6 +75,8 @@ def as_acquired(
 
 def _axes(stack: Stack) -> list[tuple[int, int]]:
     """For each axis: which of RAS it is nearest to, and whether it points the same way."""
+    from nibabel.orientations import io_orientation  # slow to load, and of use for volumes only
+
     return [(int(axis), int(sign)) for axis, sign in io_orientation(stack.affine)]  # type: ignore[no-untyped-call]
 
 

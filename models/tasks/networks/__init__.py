@@ -14,6 +14,7 @@ network that was built and not in the arguments it was built with. (LayerNorm is
 of what a transformer is, and stays.)
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -30,6 +31,8 @@ from models.tasks.networks.segmenters import SEGMENTERS
 
 Builder = Callable[..., nn.Module]
 """Takes the number of dimensions (2 or 3) and of outputs, then a study's arguments by keyword."""
+
+_SMALL = 2**14  # pixels or voxels
 
 
 def build_network(
@@ -69,12 +72,16 @@ def build_network(
 
 
 def _try(built: nn.Module, name: str, shape: Sequence[int], key: str) -> None:
-    """Work out the shapes for one empty image, because strides and pooling can leave nothing of it."""
-    state = {name: tensor.to("meta") for name, tensor in built.state_dict().items()}  # shapes without values
+    """Show it one empty image, because strides and pooling can leave nothing of it.
+
+    Of a large one the shapes alone are worked out. For a small one that would take longer: torch loads its compiler.
+    """
+    device = "cpu" if math.prod(shape) <= _SMALL else "meta"
+    state = {name: tensor.to(device) for name, tensor in built.state_dict().items()}
     mode = built.training
     try:
         with torch.no_grad():
-            functional_call(built.eval(), state, torch.zeros(1, 1, *shape, device="meta"))
+            functional_call(built.eval(), state, torch.zeros(1, 1, *shape, device=device))
     except (RuntimeError, ValueError) as error:
         sides = " x ".join(str(side) for side in shape)
         raise ConfigError(

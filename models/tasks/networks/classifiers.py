@@ -1,14 +1,14 @@
-"""Networks that give an image one label."""
+"""Networks that give an image one label.
 
+MONAI is loaded by the network that is MONAI's, and not before: to load it takes more time and memory than torch.
+"""
+
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from types import MappingProxyType
 from typing import Annotated
 
-from monai.networks.blocks.convolutions import Convolution
-from monai.networks.nets.densenet import DenseNet121
-from monai.networks.nets.efficientnet import EfficientNetBN
-from monai.networks.nets.resnet import resnet18
 from pydantic import Field
 from torch import nn
 
@@ -29,6 +29,8 @@ def densenet121(
     dropout_prob: Rate = 0.0,
 ) -> nn.Module:
     """DenseNet-121 of MONAI (Huang et al., CVPR 2017)."""
+    from monai.networks.nets.densenet import DenseNet121
+
     return DenseNet121(
         spatial_dims=dimensions,
         in_channels=1,
@@ -51,6 +53,8 @@ def residual18(
     widen_factor: Widening = 1.0,
 ) -> nn.Module:
     """ResNet-18 of MONAI (He et al., CVPR 2016)."""
+    from monai.networks.nets.resnet import resnet18
+
     return resnet18(
         pretrained=False,
         progress=False,
@@ -66,6 +70,8 @@ def residual18(
 
 def efficientnet_b0(dimensions: int, classes: int) -> nn.Module:
     """EfficientNet-B0 of MONAI (Tan and Le, ICML 2019)."""
+    from monai.networks.nets.efficientnet import EfficientNetBN
+
     return EfficientNetBN(
         "efficientnet-b0", pretrained=False, spatial_dims=dimensions, in_channels=1, num_classes=classes
     )
@@ -79,11 +85,17 @@ def cnn(
     dropout: Rate = 0.0,
 ) -> nn.Module:
     """A small network that learns in seconds on a CPU: strided convolutions, global mean, linear."""
-    widths = pairwise([1, *channels])
-    blocks = [Convolution(dimensions, before, after, strides=2, act="RELU", norm="BATCH") for before, after in widths]
+    blocks = [_halve(dimensions, before, after) for before, after in pairwise([1, *channels])]
     mean = nn.AdaptiveAvgPool2d(1) if dimensions == 2 else nn.AdaptiveAvgPool3d(1)
     head = [mean, nn.Flatten(), nn.Dropout(dropout), nn.Linear(channels[-1], classes)]
     return nn.Sequential(*blocks, *head)
+
+
+def _halve(dimensions: int, before: int, after: int) -> nn.Module:
+    """A strided convolution, normalised; its parts have the names that MONAI's `Convolution` gives them."""
+    convolution, norm = (nn.Conv2d, nn.BatchNorm2d) if dimensions == 2 else (nn.Conv3d, nn.BatchNorm3d)
+    behind = nn.Sequential(OrderedDict(N=norm(after), A=nn.ReLU()))
+    return nn.Sequential(OrderedDict(conv=convolution(before, after, 3, stride=2, padding=1), adn=behind))
 
 
 CLASSIFIERS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(

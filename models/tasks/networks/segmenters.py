@@ -1,12 +1,9 @@
-"""Networks that label every pixel or voxel."""
+"""Networks that label every pixel or voxel; see `classifiers` for why MONAI is loaded so late."""
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Annotated
 
-from monai.networks.nets.segresnet import SegResNet
-from monai.networks.nets.swin_unetr import SwinUNETR
-from monai.networks.nets.unet import UNet
 from pydantic import Field
 from torch import nn
 
@@ -33,6 +30,8 @@ def unet(
 
     Each level halves the image unless `strides`, one number fewer than `channels`, says otherwise.
     """
+    from monai.networks.nets.unet import UNet
+
     strides = strides or [2] * (len(channels) - 1)
     if len(strides) != len(channels) - 1:
         raise ValueError(f"{len(channels)} channels need {len(channels) - 1} strides")
@@ -60,6 +59,8 @@ def segresnet(
     dropout_prob: Rate = 0.0,
 ) -> nn.Module:
     """SegResNet of MONAI (Myronenko, BrainLes 2018, without its autoencoder)."""
+    from monai.networks.nets.segresnet import SegResNet
+
     return SegResNet(
         spatial_dims=dimensions,
         in_channels=1,
@@ -85,6 +86,8 @@ def swin_unetr(
     use_v2: bool = False,
 ) -> nn.Module:
     """SwinUNETR of MONAI (Hatamizadeh et al., BrainLes 2021); every side of a patch must divide by 32."""
+    from monai.networks.nets.swin_unetr import SwinUNETR
+
     return SwinUNETR(
         spatial_dims=dimensions,
         in_channels=1,

@@ -7,10 +7,9 @@ what is at least a given fraction of its maximum is in.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from highdicom.seg import Segmentation, SegmentationTypeValues
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
@@ -22,6 +21,9 @@ from silos.dicom.frames import frame_texts
 from silos.dicom.geometry import Misfit, Plane, read_plane
 from silos.dicom.header import Flaw, Reason
 from silos.dicom.series import Stack
+
+if TYPE_CHECKING:
+    from highdicom.seg import Segmentation
 
 OFF = 0.25  # of a voxel, by which a mask may lie beside the stack's voxels
 
@@ -42,6 +44,8 @@ def paint_segmentation(
         UnfitAnnotation: `OTHER_GRID` or `CONTRADICTION`.
         Flaw: Its pixels cannot be decoded.
     """
+    from highdicom.seg import Segmentation, SegmentationTypeValues  # slow to load, and most studies draw nothing
+
     syntax = dataset.file_meta.TransferSyntaxUID
     shape = int(dataset.Rows), int(dataset.Columns)
     if syntax not in PLUGINS or not 0 < shape[0] * shape[1] <= MAX_PIXELS:
@@ -71,7 +75,7 @@ def paint_segmentation(
             mask[where] = np.maximum(mask[where], np.uint8(class_))
 
 
-def _stored(segmentation: Segmentation, index: int, syntax: str, shape: tuple[int, int]) -> NDArray[Any]:
+def _stored(segmentation: "Segmentation", index: int, syntax: str, shape: tuple[int, int]) -> NDArray[Any]:
     """The stored values of a frame, (rows, columns) of integers."""
     if not PLUGINS[syntax]:
         return segmentation.get_stored_frame(index, as_index=True)
