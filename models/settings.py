@@ -26,7 +26,7 @@ _UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 class Settings(BaseModel):
     """A frozen record read from TOML; unknown keys are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False, defer_build=True)
 
     @classmethod
     def load(cls, path: Path | str) -> Self:

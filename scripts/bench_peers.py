@@ -9,9 +9,10 @@ process; on every side the same images (decoded beforehand), network, batch size
     nvflare   FLARE's FedAvgRecipe in its SimEnv, one process a client as it has it by default; evaluates as ours does
     pfl       pfl's FederatedAveraging in one process; no hospital holds anything out, so both train only
 
-Ours always comes with its signatures, digests and ledgers; of the others, none writes any. The peers are run as their
-documentation has it, in environments of their own that are made once in `--environments` (about 2 GB, with the torch
-that runs here). Both sides run in turns. CPU is of the whole tree of processes (of pfl and ours beside it, of one
+Our grid has a worker for each processor, as the README recommends; beside pfl it has one, as pfl does. Ours always
+comes with its signatures, digests and ledgers; of the others, none writes any. The peers are run as their documentation
+has it, in environments of their own that are made once in `--environments` (about 2 GB, with the torch that runs here).
+Both sides run in turns. CPU is of the whole tree of processes (of pfl and ours beside it, of one
 process and a round, the first left out) and the minimum of the turns; wall is their median; memory is the largest sum
 of what the processes hold at one time, shared pages shared out (PSS), and the median of the turns. A bar that is
 missed is printed as missed, and the exit code is then 1. The table also goes to scripts/results/bench_peers.md.
@@ -43,6 +44,7 @@ from models import tasks
 from models.console import FAILED, OK, human_bytes, show_table
 from models.plan import Plan
 from silos.config import Site
+from silos.derived import derive
 from silos.phantom import write_hospital
 from silos.visit import load_data
 
@@ -236,13 +238,13 @@ class Bench:
         here = {"PEERS_DATA": str(self.folder / "arrays"), "PYTHONPATH": str(PEERS), "HOME": str(folder)}
         return spend([*command], folder, here)
 
-    def ours(self, engine: str = "local") -> Spent:
-        """A run of ours, on a copy of the hospitals with new ledgers."""
+    def ours(self, engine: str = "local", workers: int = min(os.cpu_count() or 1, HOSPITALS)) -> Spent:
+        """A run of ours, the hospitals' ledgers new and their images decoded already."""
         folder = self._fresh()
-        shutil.copytree(self.folder / "hospitals", folder / "hospitals")
         shutil.copy(self.plan, folder)
-        sites = sorted((folder / "hospitals").glob("*/site.toml"))
-        return spend([sys.executable, PEERS / "ours.py", folder / "study.toml", *sites, "--engine", engine], folder, {})
+        sites = [derive(site, folder / "hospitals") for site in sorted(self.folder.glob("hospitals/*/site.toml"))]
+        command = [sys.executable, PEERS / "ours.py", folder / "study.toml", *sites]
+        return spend([*command, "--engine", engine, "--workers", str(workers)], folder, {})
 
     def _fresh(self) -> Path:
         self.runs += 1
@@ -300,7 +302,7 @@ def pfl(work: Path, repeats: int, environments: Path) -> list[Finding]:
     bench = Bench(work, held_out=NOBODY)
     command = [python, PEERS / "pfl_rounds.py", "--rounds", str(ROUNDS), "--hospitals", str(HOSPITALS)]
     command += ["--epochs", str(EPOCHS), "--batch_size", str(BATCH), "--learning_rate", str(RATE)]
-    ours, theirs = turns(repeats, bench.ours, lambda: bench.run(*command))
+    ours, theirs = turns(repeats, lambda: bench.ours(workers=1), lambda: bench.run(*command))
     return [
         Finding(f"apple/pfl {PFL}", "CPU of a round", *least(ours, theirs, lambda s: s.cpu_per_round), 1.2, seconds),
     ]
