@@ -63,6 +63,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "on N idle cores when a hospital trains for seconds, not milliseconds (default: 1, no other process)",
     )
     run.add_argument(
+        "--batched",
+        action="store_true",
+        help="with --local: train all hospitals in one computation, for networks under 100,000 parameters; the updates "
+        "then differ in their last digits from the usual ones",
+    )
+    run.add_argument(
         "--log",
         action="append",
         default=[],
@@ -213,12 +219,15 @@ def _run_here(arguments: argparse.Namespace) -> None:
     import aggregator
     from aggregator import Study, run
     from aggregator.loggers import logger
+    from models.errors import ConfigError
 
     sites, workers = arguments.local, arguments.workers
     if arguments.engine == "ray":
+        if arguments.batched:
+            raise ConfigError("--batched: all train in this process", "take --engine local, or leave it out")
         engine: LocalGrid | RayGrid = aggregator.RayGrid(sites)
     else:
-        engine = aggregator.LocalGrid(sites, workers)
+        engine = aggregator.LocalGrid(sites, workers, batched=arguments.batched)
     with Study.open(arguments.study) as study, engine as grid, progress() as report:
         rounds, logs = study.plan.rounds, [logger(study, where) for where in arguments.log]
 
@@ -240,6 +249,8 @@ def _run_there(arguments: argparse.Namespace) -> None:
         raise ConfigError(
             "--log: goes with --local only", "leave it out; the numbers stand in the study's metrics.jsonl"
         )
+    if arguments.batched:
+        raise ConfigError("--batched: goes with --local only", "leave it out; hospitals train each for itself")
     home = Home.open(arguments.service)
     start(home, arguments.study)
     if not arguments.detach:

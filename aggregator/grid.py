@@ -8,6 +8,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from models.ledger import Verifier
+from models.plan import Plan
 
 
 class StudyGrid(Grid):
@@ -17,6 +18,13 @@ class StudyGrid(Grid):
     @abstractmethod
     def roster(self) -> Mapping[int, Verifier]:
         """Each hospital that may take part, by node id; it can grow and shrink while a study runs."""
+
+    def require(self, plan: Plan) -> None:
+        """Refuse a study that cannot be carried out here, before anybody is asked for anything.
+
+        Raises:
+            ConfigError: It names what cannot be done.
+        """
 
     def close(self) -> None:
         """Give back what the grid holds open; the end of a `with` does it."""

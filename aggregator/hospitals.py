@@ -10,7 +10,8 @@ def hospital_side(name: str = "open") -> Any:
     """A function of the hospital's side, as the installed distribution names it.
 
     Args:
-        name: `open`, which opens a hospital in this process; or `derive`, which makes one from another.
+        name: `open`, which opens a hospital in this process; `derive`, which makes one from another; or `together`,
+            the module that trains many of them at once.
 
     Raises:
         ConfigError: It is not installed, or something that it needs is not.

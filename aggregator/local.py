@@ -9,15 +9,19 @@ it over. A hospital whose app raises is answered for with an error; the others g
 With one worker everything happens in this process. With more, each hospital lives in one of as many processes;
 how many there are changes no digest. A worker that dies loses the answer it was at work on, and the one that takes
 its place opens its hospitals again.
+
+With `batched` the local training of all hospitals is one computation, for small networks; the updates are then those of
+the same steps but for the last digits, and their manifests say so. The hospital's side does it (`silos.together`).
 """
 
+import functools
 import resource
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Context, Error, Message, MessageType, RecordDict
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import (
     TaskIdentity,  # not public; Message() needs it outside a Flower process
@@ -29,6 +33,7 @@ from aggregator.workers import LOST, Workers
 from models.errors import ConfigError
 from models.faults import Fault, require_known
 from models.ledger import Verifier
+from models.plan import Plan
 
 _RUN = 1
 _AGGREGATOR = 1  # Flower's node id of the server
@@ -44,16 +49,25 @@ class LocalGrid(StudyGrid):
         workers: Processes among which the hospitals are shared out, each with one thread. With 1, no other process
             than this one, and as many threads as a hospital's `run.threads`.
         faults: What goes wrong in them.
+        batched: Whether all train in one computation, in this process; refused where that is not the same training.
 
     Raises:
-        ConfigError: The hospital's side is not installed, two sites have the same name, or a fault names none of them.
+        ConfigError: The hospital's side is not installed, two sites have the same name, a fault names none of them, or
+            they are to be batched in several processes or not on the CPU.
         IntramuralError: A site cannot be opened.
     """
 
-    def __init__(self, sites: Sequence[Path | str], workers: int = 1, *, faults: Sequence[Fault] = ()) -> None:
+    def __init__(
+        self, sites: Sequence[Path | str], workers: int = 1, *, faults: Sequence[Fault] = (), batched: bool = False
+    ) -> None:
         self._faults = tuple(faults)
         if workers < 1:
             raise ConfigError(f"workers: must be at least 1 (got {workers})")
+        if batched and workers > 1:
+            raise ConfigError(
+                f"workers: hospitals are batched in one process (got {workers})",
+                "leave `workers` at 1, or `batched` out",
+            )
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, _RUN, _AGGREGATOR
         self._run = Run.create_empty(_RUN)
         self._sites = dict(enumerate(sites, start=_AGGREGATOR + 1))
@@ -63,6 +77,8 @@ class LocalGrid(StudyGrid):
         self._tickets: dict[str, int] = {}  # of those that a worker was given
         self._roster: dict[int, Verifier] = {}
         self._open_local = hospital_side()
+        self._together = hospital_side("together") if batched else None
+        self._begun: dict[str, Callable[[], Message]] = {}  # answers that wait only for being asked for
         _allow_files(_FILES * len(self._sites))
         workers = min(workers, len(self._sites))
         self._threads = 1 if workers > 1 else None  # of each hospital, if not its own
@@ -99,6 +115,15 @@ class LocalGrid(StudyGrid):
         """Replace Flower's description of the run."""
         self._run = run
 
+    def require(self, plan: Plan) -> None:
+        """Refuse a study whose training cannot be batched, where it is to be.
+
+        Raises:
+            ConfigError: It names the plan's key.
+        """
+        if self._together is not None:
+            self._together.require(plan)
+
     def get_node_ids(self) -> Iterable[int]:
         """The hospitals' node ids."""
         return list(self._roster)
@@ -128,11 +153,22 @@ class LocalGrid(StudyGrid):
         return self.pull_messages(self.push_messages(messages))
 
     def _reply(self, message_id: str) -> Message:
+        if self._together is not None and message_id not in self._begun:
+            self._begin(self._together)
         message = self._pending.pop(message_id)
+        if message_id in self._begun:
+            return self._begun.pop(message_id)()
         if self._workers is None:
             return self._answer(message)
         answer = self._workers.answer(self._tickets.pop(message_id))
         return Message(Error(_FAILED), reply_to=message) if answer is LOST else answer
+
+    def _begin(self, together: Any) -> None:
+        """Have all hospitals that wait with an order to train come as far as being trained, at once."""
+        new = [id_ for id_, message in self._pending.items() if message.metadata.message_type == MessageType.TRAIN]
+        new = [id_ for id_ in new if id_ not in self._begun]
+        visits = [functools.partial(self._answer, self._pending[id_]) for id_ in new]
+        self._begun |= zip(new, together.begin(visits), strict=True)
 
     def _answer(self, message: Message) -> Message:
         node_id = message.metadata.dst_node_id
@@ -159,7 +195,8 @@ class LocalGrid(StudyGrid):
     def _open(self, node_id: int) -> Verifier:
         """Open a hospital in this process, if it is not."""
         if node_id not in self._nodes:
-            silo = self._open_local(self._sites[node_id], threads=self._threads, faults=self._faults)
+            fit = self._together.fit if self._together else None
+            silo = self._open_local(self._sites[node_id], threads=self._threads, faults=self._faults, fit=fit)
             self._nodes[node_id] = silo
             self._contexts[node_id] = Context(_RUN, node_id, dict(silo.node_config), RecordDict(), {})
         verifier: Verifier = self._nodes[node_id].verifier

@@ -63,7 +63,8 @@ def run(study: Study, grid: StudyGrid, on_round: Callable[[History], None] | Non
         The final model and the history; of a study that was over before, the same again.
 
     Raises:
-        ConfigError: Fewer silos than `min_silos`, or one with another key than enrolled.
+        ConfigError: Fewer silos than `min_silos`, one with another key than enrolled, or a study that the grid
+            cannot carry out.
         LedgerError: The ledger cannot be written; nothing was sent after that.
     """
     plan, position = study.plan, study.position
@@ -101,6 +102,7 @@ class _Run:
     def __init__(self, study: Study, grid: StudyGrid) -> None:
         self.study, self.grid, self.plan = study, grid, study.plan
         self.strategy: Audited = strategy.build(study.plan)
+        grid.require(study.plan)
         if len(grid.roster) < study.plan.min_silos:
             raise ConfigError(
                 f"min_silos: {study.plan.min_silos} are required, {len(grid.roster)} silos take part",

@@ -41,6 +41,7 @@ class Consortium(Settings):
     study: LocalPath
     sites: Annotated[list[LocalPath], Field(min_length=1)]  # `*` stands for any name
     faults: list[AnyFault] = []
+    batched: bool = False  # whether the local training of all is one computation
 
     def found_sites(self) -> list[Path]:
         """Every hospital's `site.toml`, in the order of the patterns and then of names.
@@ -68,6 +69,8 @@ class Simulation(Consortium):
     def _faults_need_our_own_engine(self) -> Self:
         if self.engine == "ray" and (self.faults or self.workers > 1):
             raise ValueError('engine: "ray" takes no faults, and its cluster says how many workers there are')
+        if self.batched and (self.engine == "ray" or self.workers > 1):
+            raise ValueError('batched: takes engine = "local" and workers = 1, since all train in one process')
         return self
 
 
@@ -96,7 +99,7 @@ def simulate(what: Simulation | Path | str, on_round: Callable[[History], None] 
 
 def _grid(simulation: Simulation, sites: list[Path]) -> StudyGrid:
     if simulation.engine == "local":
-        return LocalGrid(sites, simulation.workers, faults=simulation.faults)
+        return LocalGrid(sites, simulation.workers, faults=simulation.faults, batched=simulation.batched)
     from aggregator.ray import RayGrid  # twice as long to load as Flower without its simulation
 
     return RayGrid(sites)

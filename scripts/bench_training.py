@@ -97,7 +97,7 @@ def plain(network: torch.nn.Module, bench: Bench, how: Training, seed: int, seco
     assert how.steps
     network.train()
     stamp = time.process_time()
-    for rows in training._batches(len(bench.data.train), how.batch_size, how.steps, chance):
+    for rows in training.batches(len(bench.data.train), how.batch_size, how.steps, chance):
         inputs, targets = bench.task.sample(bench.data.train.take(rows), chance)
         optimizer.zero_grad()
         bench.task.loss(network(inputs), targets).backward()  # type: ignore[no-untyped-call]

@@ -19,6 +19,8 @@ from models.faults import Fault
 from models.ledger import Verifier
 from silos.faults import FaultySilo, faulty
 from silos.silo import Silo
+from silos.training import device_for
+from silos.visit import Fit
 
 log = logging.getLogger("intramural.silo")
 
@@ -138,15 +140,19 @@ class LocalSilo:
     close: Callable[[], None]
 
 
-def open_local(path: Path | str, threads: int | None = None, faults: Sequence[Fault] = ()) -> LocalSilo:
+def open_local(
+    path: Path | str, threads: int | None = None, faults: Sequence[Fault] = (), fit: Fit | None = None
+) -> LocalSilo:
     """The hospital of a `site.toml` on this machine, for the aggregator's simulation.
 
     Args:
         path: The `site.toml`.
         threads: Instead of its `run.threads`, where other hospitals are at work beside it.
         faults: What is to go wrong there, and elsewhere.
+        fit: What trains it together with others; see `silos.together`.
 
     Raises:
+        ConfigError: It is to train with others, and not on the CPU.
         IntramuralError: The site cannot be opened.
     """
     path = Path(path).resolve()
@@ -157,6 +163,13 @@ def open_local(path: Path | str, threads: int | None = None, faults: Sequence[Fa
         silo = FaultySilo.open(path, hurried=False, threads=threads)
         silo.faults = faults
         _open[path] = silo
-    verifier = open_silo(path, hurried=False, threads=threads).signer.verifier
+    opened = open_silo(path, hurried=False, threads=threads)
+    opened.fit, verifier, where = fit, opened.signer.verifier, opened.site.run.device
+    if fit is not None and device_for(where).type != "cpu":
+        close_silo(path)
+        raise ConfigError(
+            f'{path}: run.device: "{where}" is not the CPU, on which alone hospitals are batched',
+            'set it to "cpu", or leave `batched` out',
+        )
     answer = faulty(app, verifier.name, faults) if faults else app
     return LocalSilo(answer, config, {**config, TURNS: True}, verifier, lambda: close_silo(path))

@@ -57,7 +57,8 @@ class FaultySilo(Silo):
         classes = len(order.agreement.plan.task.classes)
         train, held_out = (_shown(side, now, classes) for side in (data.train, data.held_out))
         bench = replace(bench, data=replace(data, train=train, held_out=held_out))
-        release = visit(self.site, self.signer, bench, order, model, rounds_done, self._progress, _pace(now))
+        pace, fit = _pace(now), self.fit
+        release = visit(self.site, self.signer, bench, order, model, rounds_done, self._progress, pace, fit)
         for fault in now:
             if isinstance(fault, Garbage) and release.vector is not None:
                 vector = _garbage(fault, release.vector, order, self.site.name, bench.network.spec)

@@ -36,6 +36,7 @@ class Update:
         images: Images trained on.
         work: Share of the planned steps that were done, if the study asks.
         precision: In which the training was done, if in less than float32.
+        batched: Whether the training was one computation with that of other hospitals, in a simulation.
         evaluated_patients: Patients behind the metrics.
         evaluated_images: Images behind the metrics.
         metrics: Every number that was measured.
@@ -50,6 +51,7 @@ class Update:
     metrics: Mapping[str, float]
     work: float | None = None
     precision: Literal["bfloat16"] | None = None
+    batched: bool = False
 
 
 @dataclass(frozen=True)
@@ -234,6 +236,7 @@ def release(
             "examples": _weight(policy, plan.weights, update),
             "work": None if update.work is None else _tenths(update.work),
             "precision": update.precision,
+            "batched": update.batched,
             "privacy": None if spent is None else Privacy(epsilon=round(spent, 6), delta=policy.delta),
         }
     )

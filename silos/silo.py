@@ -31,7 +31,7 @@ from silos.approval import decisions
 from silos.config import Site
 from silos.network.enrolment import invitation
 from silos.pace import Pace, within
-from silos.visit import Bench, load_signer, set_up, survey, visit
+from silos.visit import Bench, Fit, load_signer, set_up, survey, visit
 
 log = logging.getLogger("intramural.silo")
 
@@ -47,10 +47,15 @@ class Silo:
         hurried: Whether the round's deadline is kept by the clock, where a study takes partial work. In a simulation
             it is not: hospitals there wait for each other.
 
+    Attributes:
+        fit: In a simulation, what trains it together with others; see `visit`. Set once it is open.
+
     Raises:
         ConfigError: A wrong key file.
         LedgerError: The ledger is locked, or is not the one that was signed.
     """
+
+    fit: Fit | None = None
 
     def __init__(self, site: Site, progress: Report | None = None, *, hurried: bool = True) -> None:
         self.site = site
@@ -204,7 +209,7 @@ class Silo:
         self, bench: Bench, order: Order, model: Vector | None, rounds_done: int, pace: Pace | None
     ) -> gate.Release:
         """Evaluate, train, and pass the gate; a simulation's faults come in here (`silos.faults`)."""
-        return visit(self.site, self.signer, bench, order, model, rounds_done, self._progress, pace)
+        return visit(self.site, self.signer, bench, order, model, rounds_done, self._progress, pace, self.fit)
 
     def _survey(self, order: Order, asked: Statement, channel: Channel) -> Envelope:
         """Tell what could be trained on: once, and then always the same."""

@@ -86,21 +86,21 @@ def fit(
     start = network.weights.clone()
     chance = torch.Generator().manual_seed(seed)
     optimizer = _optimizer(network, training)
-    total = _steps(training, len(data))
+    total = steps_in(training, len(data))
     by_hand = task.differentiated(network.module) if isinstance(task, Differentiated) else None
     cuda = [device.index or 0] if device.type == "cuda" else []
     network.module.train()
     half = trains_in_bfloat16(device, training)
     with (
         torch.random.fork_rng(devices=cuda),
-        _reproducible(),
+        reproducible(),
         layout(network) if half else contextlib.nullcontext(),
     ):
         base = network.weights.clone() if half and mu else start  # in the order in which the weights lie meanwhile
         torch.default_generator.manual_seed(seed)
         if cuda:
             torch.cuda.manual_seed(seed)
-        for step, rows in enumerate(_batches(len(data), training.batch_size, total, chance), start=1):
+        for step, rows in enumerate(batches(len(data), training.batch_size, total, chance), start=1):
             cases = data.take(rows)
             if by_hand is not None:
                 by_hand(cases, chance)
@@ -177,7 +177,7 @@ def evaluate(
     if count == 0 or not wanted:
         return {}
     network.module.eval()
-    with _reproducible():
+    with reproducible():
         found = [
             task.examine(network.module, data.take(rows), wanted)
             for rows in np.split(np.arange(count), range(batch_size, count, batch_size))
@@ -186,14 +186,15 @@ def evaluate(
     return {name: value for name, value in scores.items() if name in wanted}
 
 
-def _steps(training: Training, count: int) -> int:
+def steps_in(training: Training, count: int) -> int:
+    """How many steps a round has for so many cases."""
     if training.steps is not None:
         return training.steps
     assert training.epochs is not None
     return training.epochs * -(-count // training.batch_size)
 
 
-def _batches(count: int, batch_size: int, total: int, chance: torch.Generator) -> Iterator[npt.NDArray[np.int64]]:
+def batches(count: int, batch_size: int, total: int, chance: torch.Generator) -> Iterator[npt.NDArray[np.int64]]:
     """Rows of `total` batches, epoch after epoch in a new order; the last batch of an epoch may be short."""
     done = 0
     while done < total:
@@ -234,7 +235,7 @@ def _optimizer(network: FlatNetwork, training: Training) -> _Stepper:
 
 
 @contextlib.contextmanager
-def _reproducible() -> Iterator[None]:
+def reproducible() -> Iterator[None]:
     """Deterministic kernels inside, whatever the rest of the process prefers."""
     before = (
         torch.are_deterministic_algorithms_enabled(),

@@ -33,6 +33,9 @@ from silos.memory import keep_freed
 from silos.pace import Pace
 from silos.precision import trains_in_bfloat16
 
+Fit = Callable[..., Vector]
+"""Trains: `training.fit`, or what takes and gives the same."""
+
 _networks: dict[tuple[str, torch.device], FlatNetwork] = {}  # one
 
 
@@ -76,6 +79,7 @@ def visit(
     rounds_done: int,
     progress: Report | None = None,
     pace: Pace | None = None,
+    fit: Fit | None = None,
 ) -> gate.Release:
     """The straight line from a model to what may leave. Sends and records nothing.
 
@@ -88,6 +92,7 @@ def visit(
         rounds_done: Rounds of this study released before.
         progress: Told how long work goes on.
         pace: When training ends early, in a study that takes partial work.
+        fit: In a simulation, what trains this hospital together with others (`silos.together`).
 
     Raises:
         PolicyError: The policy forbids it.
@@ -116,7 +121,7 @@ def visit(
         return pace is None or pace(done, total)
 
     if order.visit == "train":
-        delta = training.fit(
+        delta = (fit or training.fit)(
             network,
             bench.task,
             bench.data.train,
@@ -132,6 +137,7 @@ def visit(
         images=len(bench.data.train),
         work=work if plan.stragglers == "partial" else None,
         precision="bfloat16" if trains_in_bfloat16(network.weights.device, plan.training) else None,
+        batched=fit is not None,
         evaluated_patients=matched.patients(held_out=True),
         evaluated_images=len(bench.data.held_out),
         metrics=metrics,

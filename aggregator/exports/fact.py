@@ -267,6 +267,7 @@ def in_short(manifest: Manifest) -> dict[str, str | float | int]:
         "examples": band(manifest.examples) or None,
         "work": manifest.work,
         "precision": manifest.precision,
+        "batched": "yes" if manifest.batched else None,
         "evaluated": band(manifest.evaluated) or None,
         "metrics": listed(manifest.metrics) or None,
         "withheld": ", ".join(manifest.withheld) or None,

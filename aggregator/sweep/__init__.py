@@ -67,7 +67,7 @@ def sweep(
     metric: str = settings.metric or next((name for name in ("auc", "dice") if name in plan.metrics), plan.metrics[0])
     sites, faults = tuple(settings.found_sites()), tuple(settings.faults)
     runs = [
-        Run(arm, seed, out / "runs" / arm.folder / f"seed-{seed}", sites, faults)
+        Run(arm, seed, out / "runs" / arm.folder / f"seed-{seed}", sites, faults, settings.batched)
         for arm in read_arms(settings, source)
         for seed in settings.seeds
     ]

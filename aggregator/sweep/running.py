@@ -42,6 +42,7 @@ class Run:
         folder: Where.
         sites: `site.toml` of each hospital.
         faults: What goes wrong in them.
+        batched: Whether their training is one computation.
     """
 
     arm: Arm
@@ -49,6 +50,7 @@ class Run:
     folder: Path
     sites: tuple[Path, ...]
     faults: tuple[AnyFault, ...] = ()
+    batched: bool = False
 
     @property
     def study(self) -> Path:
@@ -96,7 +98,8 @@ def carry_out(run: Run) -> None:
         run.folder.mkdir(parents=True, exist_ok=True)
         publish(plan, run.arm.toml(run.seed))
     sites = [Path(escape(str(site))) for site in run.sites]
-    simulate(Simulation(study=plan, sites=sites, folder=run.folder, faults=list(run.faults)))
+    faults, batched = list(run.faults), run.batched
+    simulate(Simulation(study=plan, sites=sites, folder=run.folder, faults=faults, batched=batched))
 
 
 def carry_out_all(

@@ -176,7 +176,8 @@ class Manifest(Document):
 
     In a study that takes partial work, an update tells `work`, the share of the planned local work that was done, in
     whole tenths, rounded down: finer, it would tell how many images there are. `precision` is told where training was
-    done in less than float32.
+    done in less than float32, `batched` where it was one computation with that of other hospitals, as only a
+    simulation does it.
     """
 
     base: Digest
@@ -188,6 +189,7 @@ class Manifest(Document):
     examples: Examples | None = None
     work: Annotated[float | None, Field(ge=0, le=1, exclude_if=lambda value: value is None)] = None
     precision: Annotated[Literal["bfloat16"] | None, Field(exclude_if=lambda value: value is None)] = None
+    batched: Annotated[bool, Field(exclude_if=lambda value: not value)] = False
     evaluated: Examples | None = None
     metrics: dict[MetricName, float] = {}
     withheld: list[MetricName] = []

@@ -349,8 +349,8 @@ def test_a_batch_larger_than_the_hospital_is_all_of_it(setup: Setup) -> None:
 @settings(max_examples=100, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 50), st.integers(1, 4))
 def test_an_epoch_has_as_many_steps_as_batches_are_needed(count: int, batch: int, epochs: int) -> None:
-    steps = training._steps(how(epochs=epochs, batch_size=batch), count)
-    batches = list(training._batches(count, batch, steps, torch.Generator().manual_seed(count)))
+    steps = training.steps_in(how(epochs=epochs, batch_size=batch), count)
+    batches = list(training.batches(count, batch, steps, torch.Generator().manual_seed(count)))
     assert len(batches) == steps
     seen = np.bincount(np.concatenate(batches), minlength=count)
     assert (seen == epochs).all()
