@@ -15,8 +15,13 @@ left out.
 
 *workers*: wall time of a round with two workers and with none but this process.
 
-The hospitals have the same make-believe images, each with caches, key and ledger of its own, and train on them in an
-order of their own; nobody is held out, so that nothing is measured but training.
+*batched*: many hospitals with a small network (14,434 parameters), few small images and one epoch. First the local
+training alone, of all hospitals: that plain loop, one hospital after the other as a simulation does it, and all in one
+computation (`LocalGrid(..., batched=True)`); then whole simulated rounds of the latter two, ledgers and all. What
+batching comes to must lie within 1e-5 of the plain loop and of the usual simulation, as a part of the model's length.
+
+In the other tables the hospitals have the same make-believe images, each with caches, key and ledger of its own, and
+train on them in an order of their own. Nobody is held out anywhere, so that nothing is measured but training.
 """
 
 import argparse
@@ -48,7 +53,8 @@ from models.console import show_table
 from models.exchange.spec import Vector, load_vector
 from models.ledger import Signer
 from models.plan import Plan
-from silos import gate, training
+from silos import gate, together, training
+from silos.cohort import Arrays, write_arrays
 from silos.config import Site
 from silos.phantom import write_hospital
 from silos.visit import load_data
@@ -93,6 +99,53 @@ class Row:
 ROWS = (Row("cnn", 4, 1.0), Row("cnn", 32, 1.0), Row("cnn", 128, 1.05), Row("densenet121", 4, 1.02))
 FEW, MANY, MEMORY_BAR = 4, 128, 1.1
 WORKERS_BAR, WORKERS_EPOCHS = 1.7, 12  # a hospital trains for more than a second
+
+BATCHED = ((8, 20, (48, 48), 0.45), (8, 100, (48, 48), 0.45), (8, 100, (33, 64), None), (28, 20, (48, 48), None))
+"""Side of the images, hospitals, the fewest and most images of one, and the bar, for what it was set on."""
+
+CLOSE = 1e-5
+
+BATCHED_PLAN = f"""
+name = "bench"
+purpose = "Measure what a simulation costs."
+seed = 1
+rounds = {{rounds}}
+metrics = ["loss"]
+encoding = "float32"
+[task]
+name = "classification"
+classes = ["none", "lesion"]
+modality = ["MR"]
+size = [{{side}}, {{side}}]
+percentiles = [1.0, 99.0]
+augment = false
+[task.network]
+name = "cnn"
+arguments = {{{{ channels = [24, 64] }}}}
+[training]
+epochs = 1
+batch_size = {BATCH}
+learning_rate = {RATE}
+"""
+
+ARRAYS_SITE = """
+name = "{name}"
+key = "silo.key"
+[data]
+arrays = "cases.npz"
+salt = "no split is drawn here"
+[policy]
+studies = ["bench"]
+tasks = ["classification"]
+metrics = ["loss"]
+min_patients = 1
+max_rounds = 10000
+max_bytes = "1 MB"
+clip = 1e6
+[run]
+work = "work"
+device = "cpu"
+"""
 
 
 class Workshop:
@@ -143,6 +196,25 @@ class Workshop:
         path.write_text(text)
         return path
 
+    def small(self, side: int, rounds: int, count: int, images: tuple[int, int]) -> tuple[Path, list[Path]]:
+        """A `study.toml` with a small network, and new hospitals with few images, which are arrays."""
+        self._made += 1
+        folder = self.folder / f"small-{self._made}"
+        folder.mkdir()
+        (fewest, most), plan, sites = images, folder / "study.toml", []
+        plan.write_text(BATCHED_PLAN.format(side=side, rounds=rounds))
+        for number in range(count):
+            rng, home = np.random.default_rng(number), folder / f"h{number:04}"
+            home.mkdir()
+            labels = np.arange(fewest + number * 13 % (most - fewest + 1)) % 2
+            pixels = rng.normal(labels[:, None, None] / 2, 1, (len(labels), side, side)).astype(np.float32)
+            nobody = np.zeros(len(labels), bool)
+            write_arrays(home / "cases.npz", Arrays(pixels, labels, np.arange(len(labels)).astype(str), nobody))
+            Signer.create(home / "silo.key", home.name)
+            sites.append(home / "site.toml")
+            sites[-1].write_text(ARRAYS_SITE.format(name=home.name))
+        return plan, sites
+
     @property
     def _cache(self) -> Path:
         site = Site.load(self._first)
@@ -159,7 +231,7 @@ def images_of(site: Path, plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def simulated(
-    plan: Path, sites: Sequence[Path], folder: Path, workers: int = 1
+    plan: Path, sites: Sequence[Path], folder: Path, workers: int = 1, *, batched: bool = False
 ) -> tuple[list[float], list[float], Vector]:
     """CPU and wall seconds of each round but the first, and the final model."""
     cpu, wall = list[float](), list[float]()
@@ -170,7 +242,7 @@ def simulated(
         cpu.append(time.process_time())
         wall.append(time.perf_counter())
 
-    with Study.create(plan, folder) as study, LocalGrid(sites, workers) as grid:
+    with Study.create(plan, folder) as study, LocalGrid(sites, workers, batched=batched) as grid:
         outcome = run(study, grid, stamp)
     if any(len(item.accepted) != len(sites) for item in outcome.history.rounds[1:]):
         raise SystemExit("error: a hospital did not take part in each round")
@@ -288,6 +360,92 @@ def bench_workers(work: Workshop, rounds: int, turns: int) -> str:
     return table(title, ("workers", "median", "times faster"), lines)
 
 
+def bench_batched(work: Workshop, rounds: int, turns: int) -> str:
+    """The tables of hospitals that train in one computation."""
+    alone, whole = [], []
+    for side, count, images, bar in BATCHED:
+        plan, sites = work.small(side, rounds + 1, count, images)
+        turned = [train_only(Plan.load(plan), sites) for _ in range(turns * rounds)]
+        times = [min(each) for each in zip(*turned, strict=True)]
+        ratio = times[2] / times[0]
+        met = ("", "") if bar is None else (f"<= {bar}", verdict(ratio <= bar))
+        what = (
+            f"{side} x {side}",
+            f"{count}",
+            f"{images[0]}" if images[0] == images[1] else f"{images[0]} to {images[1]}",
+        )
+        alone.append((*what, *(f"{each:.3f}" for each in (*times, ratio)), *met))
+        usual, together_ = list[float](), list[float]()
+        for turn in range(turns):
+            _, sites = work.small(side, rounds + 1, count, images)
+            cpu, _, expected = simulated(plan, sites, work.folder / f"usual-{len(whole)}-{turn}")
+            usual += cpu
+            _, sites = work.small(side, rounds + 1, count, images)
+            cpu, _, model = simulated(plan, sites, work.folder / f"batched-{len(whole)}-{turn}", batched=True)
+            together_ += cpu
+            require_close(model, expected)
+        figures = (times[0], min(usual), min(together_), min(together_) / min(usual))
+        whole.append((*what, *(f"{each:.3f}" for each in figures)))
+    first = ("size", "hospitals", "images of each", "plain loop")
+    return "\n".join(
+        (
+            table(
+                f"local training of all hospitals, batches of {BATCH}, cnn of 14,434 parameters, same weights within "
+                f"{CLOSE:g} (CPU seconds)",
+                (*first, "one by one", "batched", "batched / plain loop", "bar", ""),
+                alone,
+            ),
+            table(
+                f"whole simulated rounds of the same, with gate and ledgers, same model within {CLOSE:g} (CPU seconds)",
+                (*first, "one by one", "batched", "batched / one by one"),
+                whole,
+            ),
+        )
+    )
+
+
+def train_only(plan: Plan, sites: Sequence[Path]) -> tuple[float, float, float]:
+    """CPU seconds that the local training of all hospitals takes: by a plain loop, one by one, and batched."""
+    network, task = tasks.network(plan), tasks.task(plan.task)
+    module = task.build(plan.seed)
+    module.train()
+    state = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    start = network.weights.clone()
+    data = [load_data(Site.load(site), plan, task).train for site in sites]
+    images = [images_of(site, plan) for site in sites]
+    seeds = [training.seed_for(plan.seed, site.parent.name, 1) for site in sites]
+    stamps, plainly, alone = [time.process_time()], [], []
+    for (inputs, labels), seed in zip(images, seeds, strict=True):
+        module.load_state_dict(state)
+        fit(module, inputs, labels, plan, seed)
+        plainly.append({name: tensor.clone() for name, tensor in module.state_dict().items()})
+    stamps.append(time.process_time())
+    for cases, seed in zip(data, seeds, strict=True):
+        network.load(start)
+        alone.append(training.fit(network, task, cases, plan.training, mu=0.0, seed=seed))
+    stamps.append(time.process_time())
+    jobs = [
+        together.Job(network, start, task, cases, plan.training, 0.0, seed)
+        for cases, seed in zip(data, seeds, strict=True)
+    ]
+    batched = together.fit_many(jobs)
+    stamps.append(time.process_time())
+    for trained, one, delta in zip(plainly, alone, batched, strict=True):
+        assert isinstance(delta, np.ndarray)
+        expected = torch.cat([trained[key].reshape(-1) for key in sorted(trained)]).numpy()
+        require_close(start.numpy() + delta, expected)
+        require_close(start.numpy() + delta, start.numpy() + one)
+    first, second, third = np.diff(stamps)
+    return first, second, third
+
+
+def require_close(model: Vector, expected: Vector) -> None:
+    """Whether two models are the same within the tolerance."""
+    distance = np.linalg.norm(model - expected) / np.linalg.norm(expected)
+    if not distance <= CLOSE:
+        raise SystemExit(f"error: the two sides ended with models that differ by {distance:g} of their length")
+
+
 def verdict(met: bool) -> str:
     """A bar that is missed is printed as missed."""
     return "met" if met else "missed"
@@ -303,7 +461,7 @@ def table(title: str, columns: Sequence[str], lines: Sequence[Sequence[str]]) ->
 def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("rounds", "memory", "workers"), help="one table (default: all)")
+    parser.add_argument("--only", choices=("rounds", "memory", "workers", "batched"), help="one table (default: all)")
     parser.add_argument("--hospitals", type=int, nargs="+", help="of the first table, only the rows of so many")
     parser.add_argument("--network", help="of the first table, only the rows of this one")
     parser.add_argument("--rounds", type=int, default=3, help="measured rounds of each side in a turn (default: 3)")
@@ -331,6 +489,8 @@ def main() -> int:
             tables.append(bench_memory(options.rounds))
         if options.only in (None, "workers"):
             tables.append(bench_workers(work, options.rounds, options.turns))
+        if options.only in (None, "batched"):
+            tables.append(bench_batched(work, options.rounds, options.turns))
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "monai", "flwr", "numpy"))
     print(where := f"Python {platform.python_version()}, {versions}")
     if options.out:

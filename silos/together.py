@@ -35,7 +35,7 @@ from silos.training import Cases, batches, reproducible, steps_in
 LIMIT = 100_000
 """Parameters of a network, at most; for larger ones the arithmetic is the cost, and nothing is gained."""
 
-_AT_ONCE = 64  # hospitals; more gain nothing, and need memory
+_AT_ONCE = 128  # hospitals; more gain little, and need memory
 
 _Batch = tuple[torch.Tensor, torch.Tensor]
 _Answer = TypeVar("_Answer")
