@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,12 @@ import pytest
 
 from aggregator import LocalGrid, Outcome, Study, run
 from aggregator.audit import reconcile, verify
+from models import tasks
+from models.exchange.spec import Vector
 from models.ledger import Event, Signer, read
 from models.plan import Plan
+from models.tasks import Case
+from models.tasks.flat import FlatNetwork
 from silos import visit
 from silos.config import Site
 from silos.phantom import write_hospital
@@ -106,6 +110,34 @@ def write_plan(folder: Path, kind: str) -> Path:
 def finish(plan: Path, folder: Path, sites: list[Path]) -> Outcome:
     with Study.create(plan, folder) as study, LocalGrid(sites) as grid:
         return run(study, grid)
+
+
+def test_three_hospitals_learn_to_tell_the_ill_of_a_fourth_from_the_well(tmp_path: Path) -> None:
+    plan = Path(__file__).parent.parent / "configs" / "volumes.toml"
+    trains, judges = ("east", "north", "south"), "west"
+    sites = {
+        name: write_hospital(tmp_path / name, name=name, volumes=True, studies=["demo-volumes"])
+        for name in (*trains, judges)
+    }
+    with Study.create(plan, tmp_path / "study") as study, LocalGrid([sites[name] for name in trains]) as grid:
+        rounds = run(study, grid).history.rounds
+        models = [study.load_model(item.number, item.model) for item in (rounds[0], rounds[-1])]
+    assert [r.accepted for r in rounds[1:]] == [list(trains)] * 5
+    assert (rounds[-1].mean("auc") or 0) > 0.75  # of few held-out patients, hence the fourth hospital
+
+    settings = Plan.load(plan)
+    task, network = tasks.task(settings.task), tasks.network(settings)
+    data = visit.load_data(Site.load(sites[judges]), settings, task)
+    everybody = [case for part in (data.train, data.held_out) for case in part.take(np.arange(len(part)))]
+    assert len(everybody) == 24
+    before, after = (auc(network, task, everybody, model) for model in models)
+    assert after > 0.8
+    assert after > 0.2 + before
+
+
+def auc(network: FlatNetwork, task: tasks.Task, cases: Sequence[Case], model: Vector) -> float:
+    network.load(model)
+    return task.score(task.examine(network.module.eval(), cases, {"auc"}))["auc"]
 
 
 def digests(study: Path) -> list[str]:
