@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +20,8 @@ from models.plan import Plan
 from models.tasks import Case
 from models.tasks.flat import FlatNetwork
 from silos.approval import decisions
-from silos.cohort import Cohort
-from silos.config import Site
+from silos.cohort import Cohort, match_arrays, read_arrays
+from silos.config import Data, Site
 from silos.dataset import read_case
 from silos.finding import Finding, look
 from silos.network.connection import check_connection
@@ -31,6 +32,9 @@ from silos.visit import load_signer, match_cohort, scan_site, unit_of
 _SAMPLE = 8  # cases decoded, spread over the cohort
 _SPACE = 10**9  # bytes of the work folder's disk
 _MEMORY = 2 * 10**9  # bytes: torch and its libraries take a quarter of it, a small network and its images the rest
+
+_Reader = Callable[[Any], Case]
+"""Reads the case of one row of a cohort."""
 
 
 def check_site(path: Path, plan: Plan | None, progress: Report | None = None) -> list[Finding]:
@@ -57,12 +61,12 @@ def check_site(path: Path, plan: Plan | None, progress: Report | None = None) ->
     ]
     if plan is not None:
         findings.append(look("policy for the study", lambda: _study(site, plan)))
-    found: list[Cohort] = []
+    found: list[tuple[Cohort, _Reader]] = []
     findings.append(look("images and labels", lambda: _cohort(site, plan, found, progress)))
     if found:
-        cases: list[Case] = []
-        findings += _split(site, found[0])
-        findings.append(_sample(site, plan, found[0], cases))
+        (matched, reader), cases = found[0], list[Case]()
+        findings += _split(site, matched)
+        findings.append(_sample(matched, reader, cases))
         if plan is not None and cases:
             findings.append(look("a batch through the network", lambda: _batch(site, plan, cases)))
     return findings
@@ -161,12 +165,24 @@ def _study(site: Site, plan: Plan) -> str:
     return f"{plan.name} is allowed{note}"
 
 
-def _cohort(site: Site, plan: Plan | None, found: list[Cohort], progress: Report | None) -> str:
+def _cohort(site: Site, plan: Plan | None, found: list[tuple[Cohort, _Reader]], progress: Report | None) -> str:
+    if site.data.arrays is not None:
+        return _arrays(site.data, site.data.arrays, plan, found)
     scanned = scan_site(site, progress, plan)
     matched = match_cohort(site, scanned, plan)
-    found.append(matched)
+    found.append((matched, lambda row: read_case(row, site.data, matched.classes, unit_of(site, plan))))
     left_out = ", ".join(f"{count} {reason}" for reason, count in matched.left_out.items()) or "nothing"
     return f"{len(matched.cases)} {_cases(matched)} of {scanned.files} files; left out: {left_out}"
+
+
+def _arrays(data: Data, path: Path, plan: Plan | None, found: list[tuple[Cohort, _Reader]]) -> str:
+    """Without a study, the numbers themselves stand for the classes."""
+    arrays = read_arrays(path)
+    words = plan.task.classes if plan else [str(number) for number in range(arrays.labels.max(initial=0) + 1)]
+    matched = match_arrays(arrays, data, words)
+    found.append((matched, lambda row: Case(arrays.images[int(row.name)], label=int(row.target))))
+    shape = " x ".join(map(str, arrays.images.shape[1:]))
+    return f"{len(matched.cases)} {_cases(matched)} of {shape} in {path.name}"
 
 
 def _cases(matched: Cohort) -> str:
@@ -196,13 +212,13 @@ def _split(site: Site, matched: Cohort) -> list[Finding]:
     return findings
 
 
-def _sample(site: Site, plan: Plan | None, matched: Cohort, cases: list[Case]) -> Finding:
+def _sample(matched: Cohort, reader: _Reader, cases: list[Case]) -> Finding:
     rows = matched.cases.iloc[:: max(1, len(matched.cases) // _SAMPLE)][:_SAMPLE]
     drawn, failed = Counter[str](), []
     what, masked = ("image", False) if "stack" not in rows else ("volume", bool((rows["target"] < 0).all()))
     for row in rows.itertuples(index=False):
         try:
-            cases.append(read_case(row, site.data, matched.classes, unit_of(site, plan)))
+            cases.append(reader(row))
         except DataError as error:
             failed.append(str(error))
             continue
@@ -211,7 +227,7 @@ def _sample(site: Site, plan: Plan | None, matched: Cohort, cases: list[Case]) -
     if failed:
         return Finding("pixels", False, f"{len(failed)} of {len(rows)} {what}s: {failed[0]}", "see the file named here")
     voxels = "; voxels drawn: " + ", ".join(f"{drawn[name]} {name}" for name in matched.classes) if masked else ""
-    return Finding("pixels", not masked or drawn.total() > 0, f"a sample of {len(rows)} {what}s was decoded{voxels}")
+    return Finding("pixels", not masked or drawn.total() > 0, f"a sample of {len(rows)} {what}s was read{voxels}")
 
 
 def _batch(site: Site, plan: Plan, cases: list[Case]) -> str:

@@ -81,7 +81,10 @@ class Data(Settings):
             ConfigError: There is none.
         """
         if self.root is None:
-            raise ConfigError("data.root: is missing, and this needs DICOM files", "data.arrays is for training only")
+            raise ConfigError(
+                "data.root: is missing, and this reads the headers of DICOM files",
+                "check, preview and training take data.arrays; for the rest, name a folder of DICOM files in data.root",
+            )
         return self.root
 
     @property

@@ -10,6 +10,8 @@ import pytest
 from aggregator import LocalGrid, Study, run
 from models.errors import ConfigError, DataError
 from models.ledger import Signer
+from models.plan import Plan
+from silos.check import check_site
 from silos.cohort import Arrays, match_arrays, read_arrays, write_arrays
 from silos.config import Data, Site
 
@@ -126,6 +128,23 @@ def test_a_site_has_dicom_or_arrays(change: tuple[str, str], problem: str, tmp_p
         Site.load(tmp_path / "site.toml")
 
 
-def test_what_needs_dicom_says_so(site: Callable[[str, Arrays], Path]) -> None:
-    with pytest.raises(ConfigError, match=r"data\.root: is missing, and this needs DICOM files"):
+def test_check_looks_at_arrays_as_it_does_at_dicom(
+    site: Callable[[str, Arrays], Path], write_plan: Callable[..., Path]
+) -> None:
+    path = site("east", replace(cases(1), held_out=np.arange(40) >= 24))
+    for plan, told in ((None, "8 0, 8 1"), (Plan.load(write_plan()), "8 none, 8 lesion")):
+        findings = {finding.what: finding for finding in check_site(path, plan)}
+        assert findings["images and labels"].found == "40 labelled images of 40 x 40 in cases.npz"
+        assert findings["patients held out"].found == f"8; images: {told}"
+        assert findings["pixels"].found == "a sample of 8 images was read"
+        assert ("a batch through the network" in findings) == (plan is not None)
+        assert [finding for finding in findings.values() if not finding.ok] == []
+    volumes = replace(cases(1), images=np.zeros((40, 8, 8, 8), np.float32))
+    problems = {finding.what: finding for finding in check_site(site("north", volumes), Plan.load(write_plan()))}
+    assert problems["a batch through the network"].found == "an image has 3 axes, the study 2"
+
+
+def test_what_needs_dicom_says_so_and_what_does_not(site: Callable[[str, Arrays], Path]) -> None:
+    with pytest.raises(ConfigError, match=r"data\.root: is missing, and this reads the headers of DICOM") as error:
         _ = data(site("east", cases(1))).folder
+    assert "check, preview and training take data.arrays" in error.value.hint
