@@ -58,7 +58,7 @@ class Picture:
 
     Attributes:
         caption: What it shows.
-        png: The file, of any size; shown at its own.
+        png: The file, of any size; shown at its own, and small ones enlarged.
     """
 
     caption: str
@@ -126,7 +126,7 @@ h1 { font-size: 1.7em; margin: 0 0 .3em; } h2 { font-size: 1.2em; margin: 1.8em 
 table { border-collapse: collapse; width: 100%; margin: .6em 0; font: 8.5pt/1.35 Helvetica, Arial, sans-serif; }
 th, td { text-align: left; vertical-align: top; padding: .25em .5em; border-bottom: 1px solid #ccc; }
 td.long { overflow-wrap: anywhere; }
-th { border-bottom: 1.5px solid #111; } td.number { text-align: right; white-space: nowrap; }
+th { border-bottom: 1.5px solid #111; } .number { text-align: right; white-space: nowrap; }
 .blank { display: inline-block; min-width: 14em; border-bottom: 1px solid #111; color: #555; font-style: italic;
   padding-top: 1.1em; }
 .verdict { padding: .4em .7em; border-left: 5px solid #1b5e20; background: #eef5ee; }
@@ -134,6 +134,7 @@ th { border-bottom: 1.5px solid #111; } td.number { text-align: right; white-spa
 .warning { font: bold 2em/1.25 Helvetica, Arial, sans-serif; color: #fff; background: #b00020; padding: .5em .7em;
   margin: 0 0 .6em; }
 .gallery { display: flex; flex-wrap: wrap; gap: .8em; } .gallery figure { margin: 0; }
+.gallery img { min-width: 96px; image-rendering: pixelated; }
 figure { margin: .8em 0; } figcaption { font-size: .9em; color: #333; } svg { width: 100%; height: auto; }
 @page { size: A4; margin: 16mm 14mm; }
 @media print {
@@ -188,7 +189,11 @@ def _html(item: Item) -> str:
         case Gallery(pictures):
             return f'<div class="gallery">{"".join(map(_picture, pictures))}</div>'
         case Table(columns, rows):
-            head = "".join(f"<th>{html.escape(name)}</th>" for name in columns)
+            head = "".join(
+                f"<th{_class('number', len(columns) > 3 and all(isinstance(row[place], int) for row in rows))}>"
+                f"{html.escape(name)}</th>"
+                for place, name in enumerate(columns)
+            )
             lines = "\n".join(f"<tr>{''.join(_cell(cell, sums=len(columns) > 3) for cell in row)}</tr>" for row in rows)
             return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{lines}\n</tbody>\n</table>"
         case _:

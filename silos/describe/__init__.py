@@ -27,7 +27,6 @@ from silos.config import Site
 from silos.describe import collect, pixels
 from silos.describe.collect import Description
 from silos.describe.page import WARNING, page
-from silos.dicom.decode import read_image
 from silos.dicom.scan import Scan
 
 PER_CLASS, PER_SCANNER = 6, 3
@@ -78,10 +77,11 @@ def describe(site: Site, plan: Plan | None = None, images: int | None = None, pr
     seen = pixels.look(site.data.folder, paths, visit.named(progress, "decoding"))
     known = _labels(cohort).merge(seen.images.merge(instances, on="path"), on="path", how="right")
     known["held_out"] = known["held_out"].astype(object).where(known["held_out"].notna(), None)
+    known["place"] = pd.to_numeric(known["place"])
     risky, unmarked = collect.burned_in(instances)
     description = Description(
         site=site.name,
-        totals=collect.totals(scanned.files, instances),
+        totals=collect.totals(scanned.files, instances, len(scanned.annotations)),
         kinds=collect.kinds(instances),
         shapes=collect.shapes(instances),
         left_out=scanned.left_out if cohort is None else cohort.left_out,
@@ -129,11 +129,17 @@ def write(site: Site, found: Found, folder: Path | None = None) -> tuple[Path, P
 
 
 def _labels(cohort: Cohort | None) -> pd.DataFrame:
-    """Each case's path, class and side."""
+    """The classes and the side of each file of a case, and its place among them."""
+    columns = ["path", "label", "held_out", "place"]
     if cohort is None:
-        return pd.DataFrame(columns=["path", "label", "held_out"], dtype=object)
-    labels = cohort.cases["target"].map(dict(enumerate(cohort.classes)))
-    return cohort.cases[["path", "held_out"]].assign(label=labels)
+        return pd.DataFrame(columns=columns, dtype=object)
+    rows: list[tuple[str, str, bool, int]] = []
+    case: Any  # pandas has no types for rows
+    for case in cohort.cases.itertuples(index=False):
+        label = ", ".join(word for index, word in enumerate(cohort.classes) if index in case.classes)
+        slices = case.stack.slices if hasattr(case, "stack") else [case]
+        rows += [(part.path, label, case.held_out, place) for place, part in enumerate(slices)]
+    return pd.DataFrame(rows, columns=columns, dtype=object).drop_duplicates("path")
 
 
 def _survey(site: Site, scanned: Scan, cohort: Cohort) -> Survey | None:
@@ -152,7 +158,8 @@ def _examples(known: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
 
 
 def _middles(part: pd.DataFrame) -> pd.DataFrame:
-    """The middle image of each patient."""
+    """The middle image of each patient; of volumes, as slices lie."""
+    part = part.sort_values("place", kind="stable")
     place = part.groupby("PatientID").cumcount()
     size = part.groupby("PatientID")["path"].transform("size")
     return part[place == size // 2]
@@ -161,6 +168,6 @@ def _middles(part: pd.DataFrame) -> pd.DataFrame:
 def _pictures(root: Path, part: pd.DataFrame) -> list[Picture]:
     words = part["Modality"] + " " + part["label"].fillna("no label")
     return [
-        Picture(caption, pixels.thumbnail(read_image(root / path)))
+        Picture(caption, pixels.thumbnail(pixels.read_picture(root / path)))
         for caption, path in zip(words, part["path"], strict=True)
     ]

@@ -34,12 +34,12 @@ class Count:
 
 @dataclass(frozen=True)
 class Balance:
-    """How much there is of one class on one side of the split."""
+    """How much there is of one class on one side of the split; a case is an image or a volume."""
 
     label: str
     side: str
     patients: int
-    images: int
+    cases: int
 
 
 @dataclass(frozen=True)
@@ -95,10 +95,10 @@ class Description:
 
     Attributes:
         site: The hospital.
-        totals: Files, and of the usable images: patients, studies, series, images.
+        totals: Files; of the usable images: patients, studies, series, images; and annotations (DICOM SEG, RTSTRUCT).
         kinds: By attribute, its values with how much there is of each.
         shapes: By measure (spacing, thickness, matrix), series in each step.
-        balance: Labelled images by class and side.
+        balance: Labelled or annotated cases by class and side.
         labels: Why there are no labels, if so.
         left_out: Files, or rows of the label table, that cannot be used, by reason.
         burned_in: Usable images of modalities that often have text in the picture and do not deny it.
@@ -142,11 +142,11 @@ _SHAPES: Mapping[TableName, Callable[[pd.Series], str]] = {
 }
 
 
-def totals(files: int, instances: pd.DataFrame) -> dict[str, int]:
-    """Files, and patients, studies, series and images of those that can be used."""
+def totals(files: int, instances: pd.DataFrame, annotations: int) -> dict[str, int]:
+    """Files; patients, studies, series and images of those that can be used; and annotations."""
     told = {"patients": "PatientID", "studies": "StudyInstanceUID", "series": "SeriesInstanceUID"}
     counts = {name: _distinct(instances[keyword]) for name, keyword in told.items()}
-    return {"files": files, **counts, "images": len(instances)}
+    return {"files": files, **counts, "images": len(instances), "annotations": annotations}
 
 
 def kinds(instances: pd.DataFrame) -> dict[str, list[Count]]:
@@ -175,7 +175,7 @@ def shapes(instances: pd.DataFrame) -> dict[str, dict[str, int]]:
 
 
 def balance(cohort: Cohort) -> list[Balance]:
-    """Patients and images of each class on each side."""
+    """Patients and cases of each class on each side."""
     train, held_out = CELLS["sides"]
     found = []
     for side, name in ((False, train), (True, held_out)):

@@ -33,7 +33,7 @@ def page(found: Description, pictures: Mapping[str, Sequence[Picture]], survey: 
         Section("Labels", _labels(found)),
         Section("Left out, and why", [left_out]),
         *(
-            Section(f"Series by {_UNITS[name]}", [_bars((_UNITS[name], "series", ""), cells)])
+            Section(f"Series by {_UNITS[name]}", [_bars((_UNITS[name], "series", ""), _from_first_to_last(cells))])
             for name, cells in found.shapes.items()
         ),
         Section("Intensities", _levels(found)),
@@ -48,21 +48,21 @@ def _concerns(found: Description) -> list[Item]:
     faces, across = found.faces, [group for group in found.duplicates if group.patients > 1]
     leaking = [group for group in found.duplicates if len(group.sides) > 1]
     concerns = [
-        (found.burned_in, "images are of a modality that often has names burned into the picture, and do not deny it"),
-        (faces.marked, "images say themselves that they show a recognisable face (RecognizableVisualFeatures)"),
+        (found.burned_in, "Images of a modality that often has names burned into the picture, which do not deny it"),
+        (faces.marked, "Images that say themselves that they show a recognisable face (RecognizableVisualFeatures)"),
         (
             faces.likely,
-            "series are CT or MR of a head with slices thin and many enough to draw the face from (guessed from"
+            "Series of CT or MR of a head with slices thin and many enough to draw the face from (guessed from"
             " BodyPartExamined, SliceThickness and the number of images; nobody looked at them)",
         ),
-        (faces.unknown, "further series of CT or MR are as thin and do not say which part of the body they show"),
-        (len(found.duplicates), "groups of images have the same pixels under different UIDs"),
-        (len(across), "of these groups claim to be of more than one patient"),
-        (len(leaking), "of these groups are on both sides of the split: evaluation would measure what was trained on"),
-        (found.blank, "images have one single value"),
-        (sum(found.unreadable.values()), "images have pixels that cannot be read"),
+        (faces.unknown, "Further series of CT or MR as thin, which do not say which part of the body they show"),
+        (len(found.duplicates), "Groups of images with the same pixels under different UIDs"),
+        (len(across), "Such groups that claim to be of more than one patient"),
+        (len(leaking), "Such groups on both sides of the split, where evaluation would measure what was trained on"),
+        (found.blank, "Images of one single value"),
+        (sum(found.unreadable.values()), f"Images with pixels that cannot be read ({', '.join(found.unreadable)})"),
     ]
-    items: list[Item] = [Verdict(ok=False, text=f"{count} {what}.") for count, what in concerns if count]
+    items: list[Item] = [Verdict(ok=False, text=f"{what}: {count}.") for count, what in concerns if count]
     if found.labels:
         items.insert(0, Verdict(ok=False, text=f"No labels: {found.labels}"))
     if found.unmarked:
@@ -81,8 +81,14 @@ def _counts(name: str, found: Description) -> Table:
 def _labels(found: Description) -> list[Item]:
     if found.labels:
         return [found.labels]
-    rows = [(item.label, item.side, item.patients, item.images) for item in found.balance]
-    return [Table(("class", "side", "patients", "images"), rows)]
+    rows = [(item.label, item.side, item.patients, item.cases) for item in found.balance]
+    return [Table(("class", "side", "patients", "cases"), rows)]
+
+
+def _from_first_to_last(cells: Mapping[str, int]) -> Mapping[str, int]:
+    """Without the empty cells at both ends."""
+    filled = [place for place, count in enumerate(cells.values()) if count]
+    return dict(list(cells.items())[filled[0] : filled[-1] + 1]) if filled else {}
 
 
 def _bars(columns: tuple[str, str, str], counts: Mapping[str, int]) -> Table:

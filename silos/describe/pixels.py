@@ -7,13 +7,15 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from silos.dicom.decode import read_image
-from silos.dicom.header import UnreadableFile
+from silos.dicom.decode import read_frames, read_image
+from silos.dicom.frames import read_frame_texts
+from silos.dicom.header import Reason, UnreadableFile
 
 _SIDE = 112  # pixels of a thumbnail's longer side, at most
 _PERCENTILES = (1, 50, 99)
@@ -44,7 +46,7 @@ def look(root: Path, paths: list[str], progress: Callable[[int, int], None] | No
     rows, unreadable = [], Counter[str]()
     for done, path in enumerate(paths, start=1):
         try:
-            image = read_image(root / path)
+            image = read_picture(root / path)
         except UnreadableFile as error:
             unreadable[error.reason.value] += 1
         else:
@@ -55,6 +57,34 @@ def look(root: Path, paths: list[str], progress: Callable[[int, int], None] | No
     columns = ["path", "digest", "low", "median", "high", "blank"]
     images = pd.DataFrame(rows, columns=columns).astype({"blank": bool})
     return Seen(images, dict(sorted(unreadable.items())))
+
+
+def read_picture(path: Path) -> NDArray[np.float32]:
+    """The picture of a file, (H, W) in modality units; where it has several frames, the middle one.
+
+    Raises:
+        UnreadableFile: As in `read_image`; also several frames of which the file does not say where they lie.
+    """
+    try:
+        return read_image(path)
+    except UnreadableFile as error:
+        if error.reason != Reason.SEVERAL_FRAMES or not (frames := read_frame_texts(path)):
+            raise
+    middle = _middle([frame["ImagePositionPatient"] for frame in frames])
+    rescale = frames[middle]["RescaleSlope"], frames[middle]["RescaleIntercept"]
+    (picture,) = read_frames(path, {middle + 1: rescale})
+    return cast("NDArray[np.float32]", picture)
+
+
+def _middle(positions: list[str]) -> int:
+    """The place of the frame that lies in the middle; where the file does not say where they lie, of the middle one."""
+    half = len(positions) // 2
+    try:
+        places = np.array([position.split("\\") for position in positions], float)
+    except ValueError:
+        return half
+    along = places[:, np.ptp(places, axis=0).argmax()]
+    return int(np.argsort(along, kind="stable")[half])
 
 
 def spread(paths: list[str], count: int | None) -> list[str]:

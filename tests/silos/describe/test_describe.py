@@ -23,6 +23,9 @@ from silos.config import Site
 from silos.describe import collect, describe, pixels, write
 from silos.describe.page import WARNING, page
 from silos.dicom.scan import ATTRIBUTES
+from silos.dicom.series import read_volume
+from silos.phantom import write_hospital
+from silos.visit import match_cohort, scan_site
 
 Phantom = Callable[[int], Site]
 
@@ -56,12 +59,12 @@ def instances(count: int, **columns: object) -> pd.DataFrame:
 
 def test_a_hospital_is_counted(site: Site, make_plan: Callable[..., Plan]) -> None:
     found = describe(site, make_plan()).description
-    assert found.totals == {"files": 36, "patients": 12, "studies": 12, "series": 12, "images": 36}
+    assert found.totals == {"files": 36, "patients": 12, "studies": 12, "series": 12, "images": 36, "annotations": 0}
     assert [(kind.what, kind.patients, kind.images) for kind in found.kinds["modality"]] == [("MR", 12, 36)]
     assert {kind.what for kind in found.kinds["model"]} == {"Meridian 15"}
     assert sum(found.shapes["thickness"].values()) == 12
     assert found.shapes["thickness"]["5 to 7"] == 12
-    assert sum(item.images for item in found.balance) == 36
+    assert sum(item.cases for item in found.balance) == 36
     assert {item.label for item in found.balance} == {"none", "lesion"}
     assert (found.looked, found.unreadable, found.duplicates, found.blank) == (36, {}, [], 0)
     assert found.levels[0].images == 36
@@ -155,6 +158,41 @@ def test_a_series_from_which_a_face_can_be_drawn_is_told(changes: dict[str, str]
     table = instances(60).assign(**usual | changes)
     assert collect.faces(table) == collect.Faces(*faces)
     assert collect.faces(table.head(39)).likely == 0
+
+
+VOLUMES = Path(__file__).parents[3] / "configs" / "volumes.toml"
+
+
+@pytest.mark.parametrize(("style", "images"), [(0, 5), (3, 1)])
+def test_of_a_volume_the_middle_is_shown_and_every_slice_is_on_its_side(
+    style: int, images: int, tmp_path: Path
+) -> None:
+    """A file for each slice, in no order; and one file of five frames."""
+    path = write_hospital(tmp_path / "north", name="north", patients=6, images=5, size=32, volumes=True, style=style)
+    site, plan = Site.load(path), Plan.load(VOLUMES)
+    found = describe(site, plan)
+    told = found.description
+    assert (told.totals["images"], told.totals["annotations"], told.unreadable) == (6 * images, 6, {})
+    assert sum(item.cases for item in told.balance) == 6
+    scanned = scan_site(site, plan=plan)
+    stacks = match_cohort(site, scanned, plan).cases["stack"]
+    middles = {pixels.thumbnail(read_volume(stack, site.data.folder).pixels[:, :, 2].T) for stack in stacks}
+    shown = [picture for pictures in found.pictures.values() for picture in pictures]
+    assert len(shown) == 6 + 3  # every patient in its class; and of the scanner
+    assert {picture.png for picture in shown} == middles
+    assert {picture.caption for picture in shown} == {"MR lesion", "MR none"}
+    first = files(site)[0]
+    if style == 0:
+        change(first, first.with_name("copy.dcm"), SOPInstanceUID=generate_uid(), SeriesInstanceUID=generate_uid())
+        (group,) = describe(site, plan).description.duplicates
+        assert len(group.sides) == 1
+
+
+def test_what_was_drawn_is_the_class_of_a_volume(tmp_path: Path) -> None:
+    path = write_hospital(tmp_path / "north", name="north", patients=6, images=5, size=32, volumes=True, style=0)
+    found = describe(Site.load(path), Plan.load(VOLUMES.with_name("segmentation.toml")))
+    assert {item.label: item.cases for item in found.description.balance if item.side == "train"}.keys() == {"lesion"}
+    assert {picture.caption for pictures in found.pictures.values() for picture in pictures} == {"MR lesion"}
 
 
 def test_a_scanners_name_cannot_become_markup(site: Site) -> None:
