@@ -16,6 +16,7 @@ import pytest
 
 from aggregator.audit import reconcile, verify
 from models.exchange.documents import Agreement
+from silos.phantom import write_hospital
 
 ROOT = Path(__file__).parent.parent
 Search = Callable[[Iterable[str], Iterable[bytes]], set[str]]
@@ -81,6 +82,47 @@ def test_torch_is_loaded_once_in_each_hospital(federation: Path) -> None:
     for hospital in ("north", "east", "south", "west"):
         log = (federation / "logs" / f"{hospital}.log").read_text()
         assert "executor ended" not in log
+
+
+def test_volumes_outlined_over_tls_make_the_models_that_the_simulation_makes(tmp_path: Path) -> None:
+    federation, plan = script("federation"), tmp_path / "study.toml"
+    text = (ROOT / "configs" / "segmentation.toml").read_text()
+    for pattern, words in (
+        ("rounds = .*", "rounds = 2"),  # the second starts from the norms that stayed in the hospital
+        ("metrics = .*", 'metrics = ["loss"]'),
+        ("steps = .*", "steps = 3"),
+        (r"channels = \[.*?\]", "channels = [8, 16]"),
+    ):
+        text, count = re.subn(pattern, words, text, count=1)
+        assert count == 1
+    plan.write_text(text)
+    work, names = tmp_path / "federation", ("north", "south")
+    sites = [
+        write_hospital(
+            work / "hospitals" / name,
+            name=name,
+            patients=16,
+            images=12,
+            size=32,
+            volumes=True,
+            style=style,
+            studies=["demo-segmentation"],
+        )
+        for name, style in zip(names, (1, 3), strict=True)  # contours on slices; masks on files of many frames
+    ]
+    with federation.simulated(tmp_path / "simulation", plan, sites) as history:
+        expected = [item.model for item in history.rounds]
+    with federation.Federation(work, sites) as parties:
+        parties.set_up(plan)
+        for party in ("aggregator", *names):
+            parties.start(party)
+        parties.wait_for_nodes(names)
+        rounds = parties.run().rounds
+    assert [item.accepted for item in rounds[1:]] == [list(names)] * 2
+    assert [item.model for item in rounds] == expected
+    assert len(set(expected)) == 3
+    for site in sites:
+        assert reconcile(work / "study" / "ledger", site.parent / "work" / "ledger").ok
 
 
 def test_the_walk_of_the_readme_from_nothing_to_a_federation_works_as_typed(
