@@ -122,8 +122,8 @@ TASKS = {
     2: {
         "task": "dimensions = 2\nspacing = [5.0, 5.0]\npatch = [48, 48]\npatches = 4\noverlap = 0.0",
         "network": 'channels = [8, 16, 32, 64], num_res_units = 1, norm = "batch"',
-        "decay": 0.95,
-        "rounds": 40,
+        "decay": 0.978,
+        "rounds": 90,
     },
     3: {
         "task": "dimensions = 3\nspacing = [5.0, 5.0, 5.0]\npatch = [48, 48, 8]",
