@@ -237,18 +237,16 @@ def _optimizer(network: FlatNetwork, training: Training) -> _Stepper:
 @contextlib.contextmanager
 def reproducible() -> Iterator[None]:
     """Deterministic kernels inside, whatever the rest of the process prefers."""
-    before = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
+    before = torch.get_deterministic_debug_mode()
     memory: Any = torch.utils.deterministic  # mypy does not know its switch
     benchmark, fill = torch.backends.cudnn.benchmark, memory.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    # The same as use_deterministic_algorithms(True, warn_only=True), which however loads torch's compiler.
+    torch.set_deterministic_debug_mode("warn")
     memory.fill_uninitialized_memory = False  # nobody reads it, and it is a tenth of a step
     torch.backends.cudnn.benchmark = False
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.set_deterministic_debug_mode(before)
         memory.fill_uninitialized_memory = fill
         torch.backends.cudnn.benchmark = benchmark
