@@ -53,7 +53,7 @@ def parse(data: bytes) -> Any:
         # Of almost all lines, the standard library's encoder writes the same as `canonical`, and is faster.
         if text.isascii() or len(text.encode("utf-16-le")) == 2 * len(text):  # else keys may have another order
             with suppress(_Unusual):
-                value = _DECODER.decode(text)
+                value, _ = _DECODER.raw_decode(text)  # of what comes after it, the comparison knows
                 if _ENCODER.encode(value).encode() == data:
                     return value
         value = json.loads(text, parse_int=_integer, parse_constant=_refuse)

@@ -155,8 +155,8 @@ class Record:
         for name, valid in _VALID.items():
             if not valid(values[name]):
                 raise ValueError(f"has an impossible {name}: {str(values[name])[:80]!r}")
-        record = cls(**{**values, "event": Event(values["event"])})
-        vars(record)["line"] = line  # known to be canonical, so it need not be written again
+        record = cls.__new__(cls)  # the constructor of a frozen dataclass takes as long as all these checks
+        vars(record).update(values, event=Event(values["event"]), line=line, leaf=leaf_hash(line))
         return record
 
 
