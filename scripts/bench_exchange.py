@@ -172,13 +172,14 @@ def measure_auc(work: Path, seeds: int) -> Iterator[Found]:
     found: dict[str, list[float]] = {name: [] for name in ENCODINGS}
     for seed in range(1, seeds + 1):
         sites = [
-            write_hospital(work / f"{seed}" / name, name=name, seed=100 * seed + number, studies=["demo-fedavg"])
+            write_hospital(work / f"{seed}" / name, name=name, seed=100 * seed + number, studies=list(ENCODINGS))
             for number, name in enumerate(names)
         ]
         for name in ENCODINGS:
             folder = work / f"{seed}-{name}"
             plan = folder.with_suffix(".toml")
             changed = re.sub(r"(?m)^encoding = .*", f'encoding = "{name}"', text)
+            changed = re.sub(r"(?m)^name = .*", f'name = "{name}"', changed, count=1)  # one name is one study
             plan.write_text(re.sub(r"(?m)^seed = .*", f"seed = {seed}", changed))
             with Study.create(plan, folder) as study, LocalGrid(sites) as grid:
                 outcome = run(study, grid)
