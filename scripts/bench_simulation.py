@@ -75,11 +75,11 @@ encoding = "float32"
 name = "classification"
 classes = ["none", "lesion"]
 modality = ["MR"]
-size = [64, 64]
+size = [{{side}}, {{side}}]
 percentiles = [1.0, 99.0]
 augment = false
 [task.network]
-name = "{{network}}"
+{{network}}
 [training]
 epochs = {{epochs}}
 batch_size = {BATCH}
@@ -103,30 +103,8 @@ WORKERS_BAR, WORKERS_EPOCHS = 1.7, 12  # a hospital trains for more than a secon
 BATCHED = ((8, 20, (48, 48), 0.45), (8, 100, (48, 48), 0.45), (8, 100, (33, 64), None), (28, 20, (48, 48), None))
 """Side of the images, hospitals, the fewest and most images of one, and the bar, for what it was set on."""
 
+SMALL = 'name = "cnn"\narguments = { channels = [24, 64] }'
 CLOSE = 1e-5
-
-BATCHED_PLAN = f"""
-name = "bench"
-purpose = "Measure what a simulation costs."
-seed = 1
-rounds = {{rounds}}
-metrics = ["loss"]
-encoding = "float32"
-[task]
-name = "classification"
-classes = ["none", "lesion"]
-modality = ["MR"]
-size = [{{side}}, {{side}}]
-percentiles = [1.0, 99.0]
-augment = false
-[task.network]
-name = "cnn"
-arguments = {{{{ channels = [24, 64] }}}}
-[training]
-epochs = 1
-batch_size = {BATCH}
-learning_rate = {RATE}
-"""
 
 ARRAYS_SITE = """
 name = "{name}"
@@ -165,7 +143,7 @@ class Workshop:
         """A `study.toml`."""
         self._made += 1
         path = self.folder / f"study-{self._made}.toml"
-        path.write_text(PLAN.format(network=network, rounds=rounds, epochs=epochs))
+        path.write_text(PLAN.format(network=f'name = "{network}"', side=64, rounds=rounds, epochs=epochs))
         return path
 
     def sites(self, count: int) -> list[Path]:
@@ -202,7 +180,7 @@ class Workshop:
         folder = self.folder / f"small-{self._made}"
         folder.mkdir()
         (fewest, most), plan, sites = images, folder / "study.toml", []
-        plan.write_text(BATCHED_PLAN.format(side=side, rounds=rounds))
+        plan.write_text(PLAN.format(network=SMALL, side=side, rounds=rounds, epochs=1))
         for number in range(count):
             rng, home = np.random.default_rng(number), folder / f"h{number:04}"
             home.mkdir()
