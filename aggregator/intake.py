@@ -117,13 +117,13 @@ def _check_update(manifest: Manifest, received: Received, plan: Plan, spec: Spec
     for listed, tensor, came in zip(manifest.tensors, spec.tensors, tensors, strict=True):
         if listed.bytes != 4 * tensor.size or listed.sha256 != came:
             raise DigestMismatch(f"{listed.name} is not the array that the manifest lists", detail="tensor")
-    if not np.isfinite(vector).all():
+    length = norm(vector)
+    if not math.isfinite(length):
         nan = bool(np.isnan(vector).any())
         raise NotFinite("the update holds NaN or infinity", detail="nan" if nan else "infinite")
     nbytes = Encoding(plan.encoding, spec).nbytes
     if nbytes > plan.max_bytes:
         raise TooLarge(f"{nbytes} bytes are above max_bytes = {plan.max_bytes}", detail="bytes")
-    length = norm(vector)
     if length > plan.max_norm:
         raise TooLarge(f"a norm of {length:.3g} is above max_norm = {plan.max_norm}", detail="norm")
     if (manifest.work is None) != (plan.stragglers == "drop"):

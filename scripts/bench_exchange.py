@@ -1,6 +1,6 @@
 """What an update costs between training and the next model: on the wire, on the processor, in memory; and commands.
 
-    python scripts/bench_exchange.py [--seeds 3] [--silos 4 16 64]
+    python scripts/bench_exchange.py [--seeds 10] [--silos 4 16 64]
 
 Beside Flower's own records, protobuf and aggregation, on a DenseNet121 of 28 MB. Measured are
 
@@ -66,6 +66,13 @@ AUC = 0.002
 PATH, SUM, GROWTH = 5.0, 3.5, 1.05
 COMMAND_CPU, COMMAND_MEMORY = 0.15, 0.3
 REPEATS = 7
+
+LAUNCHER = """import os, sys
+quiet = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
+_, status, used = os.wait4(os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ, file_actions=quiet), 0)
+print(used.ru_utime + used.ru_stime, used.ru_maxrss)
+sys.exit(os.waitstatus_to_exitcode(status))"""
+"""Runs a command and tells its CPU seconds and memory (kB): what a large process forks counts as large itself."""
 
 
 @dataclass(frozen=True)
@@ -172,9 +179,13 @@ def measure_auc(work: Path, seeds: int) -> Iterator[Found]:
     found: dict[str, list[float]] = {name: [] for name in ENCODINGS}
     for seed in range(1, seeds + 1):
         sites = [
-            write_hospital(work / f"{seed}" / name, name=name, seed=100 * seed + number, studies=list(ENCODINGS))
+            write_hospital(
+                work / f"{seed}" / name, name=name, seed=100 * seed + number, patients=60, studies=list(ENCODINGS)
+            )
             for number, name in enumerate(names)
         ]
+        for site in sites:  # half of the patients judge, so that the AUC is one of many images
+            site.write_text(re.sub(r"(?m)^held_out = .*", "held_out = 0.5", site.read_text()))
         for name in ENCODINGS:
             folder = work / f"{seed}-{name}"
             plan = folder.with_suffix(".toml")
@@ -188,12 +199,12 @@ def measure_auc(work: Path, seeds: int) -> Iterator[Found]:
             found[name].append(last)
     for name in SMALL:
         apart = [other - exact for other, exact in zip(found[name], found["float32"], strict=True)]
-        mean = float(np.mean(apart))
+        mean, error = float(np.mean(apart)), float(np.std(apart, ddof=1)) / seeds**0.5 if seeds > 1 else np.inf
         yield Found(
             f"wire: mean AUC, {name} less float32, {seeds} seeds of make-believe patients",
             f">= -{AUC}",
-            f"{mean:+.4f} (seed by seed {', '.join(f'{each:+.4f}' for each in apart)}; float32"
-            f" {float(np.mean(found['float32'])):.3f})",
+            f"{mean:+.4f} (standard error {error:.4f}; seed by seed {', '.join(f'{each:+.4f}' for each in apart)};"
+            f" float32 {float(np.mean(found['float32'])):.3f})",
             mean >= -AUC,
         )
 
@@ -354,21 +365,18 @@ def measure_commands(work: Path) -> Iterator[Found]:
     commands |= {
         name: [sys.executable, "-c", start.format(module), *arguments] for name, (module, *arguments) in ours.items()
     }
-    cost = {name: (float("inf"), 0) for name in commands}
+    cost = {name: (float("inf"), 0.0) for name in commands}
     # As installed by pip: with compiled modules.
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     for _ in range(REPEATS):
         for name, command in commands.items():
-            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
-            _, status, used = os.wait4(process.pid, 0)
-            assert process.stderr is not None
-            assert status == 0, process.stderr.read().decode()
-            process.stderr.close()
-            process.returncode = 0
-            cost[name] = min(cost[name][0], used.ru_utime + used.ru_stime), max(cost[name][1], used.ru_maxrss)
-    seconds, memory = cost["flwr --version"]
+            apart = [sys.executable, "-S", "-c", LAUNCHER, *command]
+            done = subprocess.run(apart, capture_output=True, text=True, check=True, env=environment)
+            used, peak = map(float, done.stdout.split())
+            cost[name] = min(cost[name][0], used), max(cost[name][1], peak)
+    seconds, most = cost["flwr --version"]
     for name in ours:
-        cpu, peak = cost[name][0] / seconds, cost[name][1] / memory
+        cpu, peak = cost[name][0] / seconds, cost[name][1] / most
         yield Found(
             f"command: `{name}` over `flwr --version`",
             f"CPU <= {COMMAND_CPU}, memory <= {COMMAND_MEMORY}",
@@ -399,7 +407,7 @@ def write_results(found: Sequence[Found], busy: str) -> None:
 def main() -> int:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3, help="of the studies whose AUC is compared (default: 3)")
+    parser.add_argument("--seeds", type=int, default=10, help="of the studies whose AUC is compared (default: 10)")
     parser.add_argument("--silos", type=int, nargs="+", default=[4, 16, 64], help="updates that are combined")
     parser.add_argument("--combine", nargs=3, help=argparse.SUPPRESS)  # one process of `aggregation`
     options = parser.parse_args()

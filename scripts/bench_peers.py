@@ -2,14 +2,15 @@
 
     python scripts/bench_peers.py [--only ray|nvflare|pfl] [--repeats 3]
 
-Four make-believe hospitals, ten rounds of two epochs, a small network with group normalisation, SGD, one thread a
-process; on every side the same images (decoded beforehand), network, batch size and number of steps.
+Four make-believe hospitals, ten rounds of one epoch over small images, a small network with group normalisation, SGD,
+one thread a process: little to train, so that what an engine adds shows. On every side are the same images (decoded
+beforehand), network, batch size and number of steps.
 
     ray       this study by `--engine ray` (Flower's simulation, one processor a worker) and by the local grid
     nvflare   FLARE's FedAvgRecipe in its SimEnv, one process a client as it has it by default; evaluates as ours does
     pfl       pfl's FederatedAveraging in one process; no hospital holds anything out, so both train only
 
-Our grid has a worker for each processor, as the README recommends; beside pfl it has one, as pfl does. Ours always
+Our grid has one worker, as it has by default; the others are as wide as their defaults make them. Ours always
 comes with its signatures, digests and ledgers; of the others, none writes any. The peers are run as their documentation
 has it, in environments of their own that are made once in `--environments` (about 2 GB, with the torch that runs here).
 Both sides run in turns. CPU is of the whole tree of processes (of pfl and ours beside it, of one
@@ -52,7 +53,7 @@ ROOT = Path(__file__).parent.parent
 PEERS = Path(__file__).parent / "peers"
 RESULTS = Path(__file__).parent / "results" / "bench_peers.md"
 NVFLARE, PFL = "2.9.0", "0.6.0"
-HOSPITALS, ROUNDS, EPOCHS, BATCH, RATE = 4, 10, 2, 16, 0.01
+HOSPITALS, ROUNDS, EPOCHS, BATCH, RATE = 4, 10, 1, 32, 0.01
 NOBODY = 1e-9  # the share of patients that are held out, where none shall be
 _PR_SET_CHILD_SUBREAPER = 36  # of Linux: orphans of this process's children become its own, and are measured
 TICK = 0.2  # seconds between two looks at the memory
@@ -69,7 +70,7 @@ metrics = ["loss"]
 name = "classification"
 classes = ["none", "lesion"]
 modality = ["MR"]
-size = [64, 64]
+size = [32, 32]
 percentiles = [1.0, 99.0]
 augment = false
 
@@ -238,13 +239,13 @@ class Bench:
         here = {"PEERS_DATA": str(self.folder / "arrays"), "PYTHONPATH": str(PEERS), "HOME": str(folder)}
         return spend([*command], folder, here)
 
-    def ours(self, engine: str = "local", workers: int = min(os.cpu_count() or 1, HOSPITALS)) -> Spent:
+    def ours(self, engine: str = "local") -> Spent:
         """A run of ours, the hospitals' ledgers new and their images decoded already."""
         folder = self._fresh()
         shutil.copy(self.plan, folder)
         sites = [derive(site, folder / "hospitals") for site in sorted(self.folder.glob("hospitals/*/site.toml"))]
         command = [sys.executable, PEERS / "ours.py", folder / "study.toml", *sites]
-        return spend([*command, "--engine", engine, "--workers", str(workers)], folder, {})
+        return spend([*command, "--engine", engine], folder, {})
 
     def _fresh(self) -> Path:
         self.runs += 1
@@ -302,7 +303,7 @@ def pfl(work: Path, repeats: int, environments: Path) -> list[Finding]:
     bench = Bench(work, held_out=NOBODY)
     command = [python, PEERS / "pfl_rounds.py", "--rounds", str(ROUNDS), "--hospitals", str(HOSPITALS)]
     command += ["--epochs", str(EPOCHS), "--batch_size", str(BATCH), "--learning_rate", str(RATE)]
-    ours, theirs = turns(repeats, lambda: bench.ours(workers=1), lambda: bench.run(*command))
+    ours, theirs = turns(repeats, bench.ours, lambda: bench.run(*command))
     return [
         Finding(f"apple/pfl {PFL}", "CPU of a round", *least(ours, theirs, lambda s: s.cpu_per_round), 1.2, seconds),
     ]
@@ -344,7 +345,7 @@ def write_results(findings: list[Finding], repeats: int) -> None:
     text = [
         "# What a simulation costs, beside its peers",
         "",
-        f"{HOSPITALS} hospitals, {ROUNDS} rounds of {EPOCHS} epochs, the small network, one thread a process, on "
+        f"{HOSPITALS} hospitals, {ROUNDS} rounds of {EPOCHS} epoch, the small network, one thread a process, on "
         f"{os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}, {versions}; {repeats} "
         f"turns of either side, system load at the end {busy}. What is compared, and how it is measured, says "
         "`scripts/bench_peers.py`, which wrote this.",

@@ -6,8 +6,8 @@ The hospitals of `lgg.py`, here with the tumours that were drawn on their FLAIR 
 with 2-D slices and with 3-D volumes,
 
 - each hospital alone, on its own patients, with the gradient steps that it does in the federation,
-- FedAvg, FedProx and FedBN (each hospital keeps its normalisation layers) over the four that may train, through the
-  real exchange, gate and ledgers,
+- FedAvg, FedProx, FedBN (each hospital keeps its normalisation layers) and FedBN with FedProx's term, over the four
+  that may train, through the real exchange, gate and ledgers,
 - pooled training, as if the images could be brought together, with as many gradient steps,
 
 all with the same settings and from the same first model. Every final model outlines every held-out patient of every
@@ -41,6 +41,7 @@ from lgg import TINY, TRAINING, federate, train
 
 from models import tasks
 from models.ledger import Signer
+from models.ledger.canonical import digest
 from models.plan import Plan
 from models.tasks import Case
 from models.tasks.flat import FlatNetwork
@@ -53,6 +54,7 @@ FEDERATED = {
     "fedavg": 'name = "fedavg"',
     "fedprox": 'name = "fedprox"\nmu = 0.001',
     "fedbn": 'name = "fedavg"\nlocal_norm = true',
+    "fedbn-prox": 'name = "fedprox"\nmu = 0.001\nlocal_norm = true',
 }
 ARMS = (*FEDERATED, "pooled", *TRAINING)  # the longest first
 WITHIN = 0.03  # of pooled
@@ -222,15 +224,16 @@ def work_on_arm(
     task, network = tasks.task(plan.task), tasks.network(plan)
     batches = {name: -(-len(d.train) // plan.training.batch_size) for name, d in data.items()}
     steps = options.epochs * batches.get(arm, sum(batches.values()))  # in a round
+    folder, study = trial.folder / "studies" / arm, ""
     if arm in FEDERATED:
-        network.load(federate(trial.folder / "studies" / arm, plan_path, list(sites.values())))
+        network.load(federate(folder, plan_path, list(sites.values())))
+        study = digest((folder / "agreement.json").read_bytes())
     else:
         parts = [data[name].train for name in (TRAINING if arm == "pooled" else (arm,))]
         network.load(train(plan, arm, parts, steps))
     scores, shown = {}, {}
     for name, d in data.items():
-        for kept in (sites[name].parent / "work" / "local").glob("*"):  # FedBN's: no other study has any
-            local_norm.recall(kept, network, plan.rounds, train=False)
+        local_norm.recall(sites[name].parent / "work" / "local" / study, network, plan.rounds, train=False)
         dice = training.evaluate(network, task, d.held_out, wanted=["dice"])["dice"]
         scores[name] = {"patients": len(d.held_out), "dice": dice}
         shown |= {f"{name} {what}": picture for what, picture in _pictures(network, task, d.held_out).items()}
@@ -379,7 +382,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("scripts/results"), help="default: scripts/results")
     parser.add_argument("--dimensions", type=int, nargs="+", default=[2, 3], choices=[2, 3])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--rounds", type=int, help="default: 40 of slices, 30 of volumes")
+    parser.add_argument("--rounds", type=int, help="default: 90 of slices, 30 of volumes")
     parser.add_argument("--epochs", type=int, default=1, help="local epochs in a round (default: 1)")
     parser.add_argument("--workers", type=int, default=2, help="trials at the same time (default: 2)")
     parser.add_argument("--only-write", action="store_true", help="train nothing; write what is finished")

@@ -12,9 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
-from models.errors import IntramuralError, PolicyError, Rule, Unusable
+from models.errors import IntramuralError, PolicyError, Rule
 from models.exchange.documents import Agreement, Band, Examples, Filter, Manifest, Privacy, Refusal, Survey, Tensor
 from models.exchange.encoding import BOUND, Encoding
 from models.exchange.spec import Spec, Vector, norm, tensor_digests, update_digest
@@ -207,8 +205,6 @@ def release(
         return Release(told, None)
 
     require_patients(policy, update.patients)
-    if not np.isfinite(update.delta).all():
-        raise Unusable("training gave NaN or infinity", "lower training.learning_rate in the study")
     vector = privacy.clip(update.delta, policy.clip)
     filters = [Filter(name="clip", bound=policy.clip)]
     if policy.noise > 0:

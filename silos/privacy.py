@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.hmac import HMAC
 
+from models.errors import Unusable
 from models.exchange.encoding import Encoding
 from models.exchange.spec import Vector, norm
 
@@ -25,8 +26,13 @@ def clip(vector: Vector, bound: float) -> Vector:
 
     Returns:
         `(n,)` float32; the very same array when it is short enough.
+
+    Raises:
+        Unusable: It holds NaN or infinity.
     """
     length = norm(vector)
+    if not math.isfinite(length):
+        raise Unusable("training gave NaN or infinity", "lower training.learning_rate in the study")
     if length <= bound:
         return vector
     scale = bound / length

@@ -99,12 +99,13 @@ def _known(spec: Spec) -> Spec:
 
 
 def norm(vector: Vector) -> float:
-    """L2 norm of a vector, summed in float64 piece by piece."""
+    """L2 norm of a vector, summed in float64 piece by piece; finite if and only if every number is."""
     buffer, sums = np.empty(min(_PIECE, vector.size)), []
     for start in range(0, vector.size, _PIECE):
         piece = vector[start : start + _PIECE]
         squares = buffer[: piece.size]
-        squares[:] = piece
+        with np.errstate(invalid="ignore"):
+            squares[:] = piece
         squares *= squares
         sums.append(float(squares.sum()))
     return math.sqrt(math.fsum(sums))

@@ -155,8 +155,9 @@ class Record:
         for name, valid in _VALID.items():
             if not valid(values[name]):
                 raise ValueError(f"has an impossible {name}: {str(values[name])[:80]!r}")
+        values.update(event=_EVENTS[values["event"]], line=line, leaf=leaf_hash(line))
         record = cls.__new__(cls)  # the constructor of a frozen dataclass takes as long as all these checks
-        vars(record).update(values, event=Event(values["event"]), line=line, leaf=leaf_hash(line))
+        object.__setattr__(record, "__dict__", values)
         return record
 
 
@@ -178,7 +179,7 @@ def _time(value: object) -> bool:
         return False
 
 
-_EVENTS = frozenset(Event)
+_EVENTS = {event.value: event for event in Event}
 _DIGEST, _SALT = re.compile("[0-9a-f]{64}"), re.compile("[0-9a-f]{32}")
 _TIME = re.compile("[0-9]{4}(-[0-9]{2}){2}T[0-9]{2}(:[0-9]{2}){2}Z")
 

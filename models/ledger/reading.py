@@ -12,7 +12,7 @@ checkpoint included, was replaced by an older copy: for that, other parties keep
 """
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,10 +85,10 @@ def read(folder: Path | str, verifier: Verifier | None = None) -> Opened:
     folder = Path(folder)
     path = folder / LINES
     # The checkpoint first: a writer at work can then only have added lines that it does not cover.
-    signed = _load(folder / CHECKPOINT)
-    *lines, rest = _load(path).split(b"\n")
-    with _no_collection():
-        records = _chain(path, lines)
+    with _told(folder / CHECKPOINT):
+        signed = (folder / CHECKPOINT).read_bytes()
+    with _told(path), path.open("rb") as lines, _no_collection():
+        records, incomplete = _chain(path, lines)
     if not records:
         raise rewritten(path, "line 1 is missing")
     opening = records[0].body
@@ -110,7 +110,7 @@ def read(folder: Path | str, verifier: Verifier | None = None) -> Opened:
         tree.append(record.leaf)
     if tree.root() != head.root:
         raise rewritten(path, f"lines 1 to {head.size} are not those that were signed")
-    return Opened(folder, verifier, covered, pending, bool(rest), head, note, tree)
+    return Opened(folder, verifier, covered, pending, incomplete, head, note, tree)
 
 
 def read_manifest(folder: Path, name: str) -> bytes:
@@ -189,16 +189,21 @@ def _no_collection() -> Iterator[None]:
         yield
     finally:
         if running:
+            if not gc.get_freeze_count():
+                gc.freeze()  # these two make old all that is young, without a look at each
+                gc.unfreeze()
             gc.enable()
 
 
-def _chain(path: Path, lines: Sequence[bytes]) -> list[Record]:
-    """Read lines, each of which must continue the one before."""
+def _chain(path: Path, lines: Iterable[bytes]) -> tuple[list[Record], bool]:
+    """Read lines, each of which must continue the one before; and whether the last one has no end."""
     records: list[Record] = []
     prev = START
     for seq, line in enumerate(lines):
+        if not line.endswith(b"\n"):
+            return records, True
         try:
-            record = Record.parse(line)
+            record = Record.parse(line[:-1])
         except ValueError as error:
             raise rewritten(path, f"line {seq + 1} {error}") from None
         if (record.seq, record.prev) != (seq, prev):
@@ -208,12 +213,14 @@ def _chain(path: Path, lines: Sequence[bytes]) -> list[Record]:
             raise rewritten(path, f"line {seq + 1} must {'not ' if seq else ''}be log.opened")
         records.append(record)
         prev = record.leaf.hex()
-    return records
+    return records, False
 
 
-def _load(path: Path) -> bytes:
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Say of a file that cannot be read what it is of the ledger."""
     try:
-        return path.read_bytes()
+        yield
     except FileNotFoundError:
         folder = path.parent
         if (folder / LINES).exists() or (folder / CHECKPOINT).exists():

@@ -25,7 +25,6 @@ def main() -> None:
     parser.add_argument("plan", type=Path)
     parser.add_argument("sites", type=Path, nargs="+")
     parser.add_argument("--engine", choices=("local", "ray"), default="local")
-    parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args()
     logging.getLogger("flwr").setLevel(logging.ERROR)
     torch.set_num_threads(1)
@@ -39,10 +38,7 @@ def main() -> None:
         visit.training.fit = stamped
     study = Study.load(options.plan)
     # Looked up here, because each loads what it needs when it is asked for.
-    if options.engine == "ray":
-        grid = aggregator.RayGrid(options.sites)
-    else:
-        grid = aggregator.LocalGrid(options.sites, options.workers)
+    grid = aggregator.RayGrid(options.sites) if options.engine == "ray" else aggregator.LocalGrid(options.sites)
     with study, grid:
         stamp("round")
         outcome = run(study, grid, lambda _: stamp("round"))

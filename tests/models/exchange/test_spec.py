@@ -17,6 +17,7 @@ from models.exchange.spec import (
     TensorSpec,
     Vector,
     load_vector,
+    norm,
     save_vector,
     tensor_digests,
     update_digest,
@@ -92,6 +93,20 @@ def test_an_updates_digest_is_made_of_those_of_its_arrays_and_of_its_layout() ->
     assert update_digest(other, tensors) != update_digest(SPEC, tensors) != vector_digest(SPEC.digest, vector)
     strided = np.repeat(vector, 2)[::2]
     assert tensor_digests(SPEC, strided) == tensors
+
+
+@given(st.lists(st.integers(0, 2**32 - 1), max_size=9))
+def test_a_norm_is_finite_if_and_only_if_every_number_is(bits: list[int]) -> None:
+    vector = np.array(bits, np.uint32).view(np.float32)
+    assert np.isfinite(norm(vector)) == np.isfinite(vector).all()
+
+
+@pytest.mark.parametrize("bits", [0x7F800001, 0x7FC00000, 0x7F800000, 0xFF800000], ids=["snan", "nan", "inf", "-inf"])
+def test_one_number_that_is_none_makes_a_norm_that_is_none(bits: int) -> None:
+    vector = np.full(100_000, np.finfo(np.float32).max)
+    assert np.isfinite(norm(vector))
+    vector.view(np.uint32)[77_777] = bits
+    assert not np.isfinite(norm(vector))
 
 
 def test_a_vector_digest_can_be_recomputed_by_hand() -> None:
