@@ -1,6 +1,6 @@
 """Which strategies survive one poisoned hospital of five.
 
-    python scripts/poison.py                         every strategy under every attack; five CPU minutes a seed
+    python scripts/poison.py                         every strategy under every attack; six CPU minutes a seed
     python scripts/poison.py --only fedavg krum      some of them
 
 Five make-believe hospitals train through the real exchange: keys, gate, intake, ledgers. One of them is honest, or
@@ -49,8 +49,11 @@ STRATEGIES = {
     "krum": "malicious = 1",
     "multikrum": "malicious = 1\nselect = 3",
     "scaffold": "",
+    "fedbn": "local_norm = true",
 }
-"""Parameters of each; by the name `multikrum` goes krum with several updates selected."""
+"""Parameters of each; by the names `multikrum` and `fedbn` go krum with several updates selected, and fedavg."""
+
+NAMED = {"multikrum": "krum", "fedbn": "fedavg"}
 
 ADAM = 'optimizer = "adam"\nlearning_rate = 0.006'
 STEPS = {"scaffold": 'optimizer = "sgd"\nlearning_rate = 0.1'}  # it needs plain steps
@@ -168,7 +171,7 @@ def auc(strategy: str, attack: str, seed: int, rounds: int, folder: Path, sites:
             seed=seed,
             rounds=rounds,
             max_norm=MAX_NORM,
-            strategy="krum" if strategy == "multikrum" else strategy,
+            strategy=NAMED.get(strategy, strategy),
             parameters=STRATEGIES[strategy],
             steps=STEPS.get(strategy, ADAM),
         )
@@ -220,7 +223,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Poison, measure, write down."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=STRATEGIES, default=list(STRATEGIES), help="default: all")
-    parser.add_argument("--seeds", type=int, default=1, help="other patients and other first weights (default: 1)")
+    parser.add_argument("--seeds", type=int, default=3, help="other patients and other first weights (default: 3)")
     parser.add_argument("--rounds", type=int, default=8, help="default: 8")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the tables")
     options = parser.parse_args(argv)
