@@ -2,13 +2,14 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.console import (
     FAILED,
     OK,
+    Report,
     human_bytes,
     log_service,
     progress,
@@ -68,19 +69,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="with --local: train all hospitals in one computation, for networks under 100,000 parameters; the updates "
         "then differ in their last digits from the usual ones",
     )
-    run.add_argument(
-        "--log",
-        action="append",
-        default=[],
-        metavar="KIND:WHERE",
-        help="with --local: show the numbers in tensorboard:FOLDER or mlflow:URI too; may be repeated",
-    )
+    _log(run, "with --local: show")
     run.add_argument("--detach", action="store_true", help="over the network: do not wait for the end")
     _json(run)
     run.set_defaults(run=_run)
 
     simulate = commands.add_parser("simulate", help="simulate a study as simulation.toml says, faults included")
     simulate.add_argument("simulation", type=Path, help="simulation.toml")
+    _log(simulate, "show")
     _json(simulate)
     simulate.set_defaults(run=_simulate)
 
@@ -160,6 +156,16 @@ def _json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
+def _log(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument(
+        "--log",
+        action="append",
+        default=[],
+        metavar="KIND:WHERE",
+        help=f"{what} the numbers in tensorboard:FOLDER or mlflow:URI too; may be repeated",
+    )
+
+
 def _check(arguments: argparse.Namespace) -> int:
     from models.plan import Plan
 
@@ -211,14 +217,14 @@ def _simulate(arguments: argparse.Namespace) -> int:
 
     simulation = Simulation.load(arguments.simulation)
     with progress() as report:
-        simulate(simulation, lambda history: report("rounds", len(history.rounds) - 1, history.plan.rounds))
+        simulate(simulation, _rounds(report), arguments.log)
     return _show_end(simulation.folder / "study", arguments.json)
 
 
 def _run_here(arguments: argparse.Namespace) -> None:
     import aggregator
     from aggregator import Study, run
-    from aggregator.loggers import logger
+    from aggregator.loggers import loggers
     from models.errors import ConfigError
 
     sites, workers = arguments.local, arguments.workers
@@ -229,15 +235,17 @@ def _run_here(arguments: argparse.Namespace) -> None:
     else:
         engine = aggregator.LocalGrid(sites, workers, batched=arguments.batched)
     with Study.open(arguments.study) as study, engine as grid, progress() as report:
-        rounds, logs = study.plan.rounds, [logger(study, where) for where in arguments.log]
+        run(study, grid, loggers(study, arguments.log, _rounds(report)))
 
-        def on_round(history: "History") -> None:
-            if not history.closed:
-                report("rounds", len(history.rounds) - 1, rounds)
-            for log in logs:
-                log(history)
 
-        run(study, grid, on_round)
+def _rounds(report: Report) -> "Callable[[History], None]":
+    """Shows how many rounds are over, while there are more."""
+
+    def on_round(history: "History") -> None:
+        if not history.closed:
+            report("rounds", len(history.rounds) - 1, history.plan.rounds)
+
+    return on_round
 
 
 def _run_there(arguments: argparse.Namespace) -> None:

@@ -11,7 +11,7 @@ They are copies to look at, and no evidence: the ledger is. When a study goes on
 import importlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,23 @@ def logger(study: Study, where: str) -> OnRound:
     if kind not in kinds or not place:
         raise ConfigError(f"--log: {where!r} is no logger", "write tensorboard:FOLDER or mlflow:URI")
     return kinds[kind](study, place)
+
+
+def loggers(study: Study, places: Sequence[str], also: OnRound | None = None) -> OnRound:
+    """Loggers by kind and place, as one; see `logger`.
+
+    Args:
+        study: Whose numbers are shown.
+        places: Of each, as a command takes it.
+        also: Called before them.
+    """
+    told = [*([also] if also else []), *(logger(study, where) for where in places)]
+
+    def on_round(history: History) -> None:
+        for tell in told:
+            tell(history)
+
+    return on_round
 
 
 def tensorboard(study: Study, folder: Path | str) -> OnRound:

@@ -16,7 +16,7 @@ images, labels, key, policy and caches are the hospital's, its own records are n
 models in any other folder; run again in the same one, it goes on where it was.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from glob import glob
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -27,6 +27,7 @@ from aggregator.grid import StudyGrid
 from aggregator.history import History
 from aggregator.hospitals import hospital_side
 from aggregator.local import LocalGrid
+from aggregator.loggers import loggers
 from aggregator.rounds import Outcome, run
 from aggregator.study import Study
 from models.errors import ConfigError
@@ -74,12 +75,15 @@ class Simulation(Consortium):
         return self
 
 
-def simulate(what: Simulation | Path | str, on_round: Callable[[History], None] | None = None) -> Outcome:
+def simulate(
+    what: Simulation | Path | str, on_round: Callable[[History], None] | None = None, logs: Sequence[str] = ()
+) -> Outcome:
     """Simulate a study to its end, or go on with it.
 
     Args:
         what: The simulation, or its file.
         on_round: Called with the history so far when a round is over.
+        logs: Where its numbers are shown too: `tensorboard:FOLDER` or `mlflow:URI`.
 
     Raises:
         ConfigError: The file, the study or a site is wrong, the folder holds another study, or a fault names no silo.
@@ -94,7 +98,7 @@ def simulate(what: Simulation | Path | str, on_round: Callable[[History], None] 
         if study.plan != plan:
             raise ConfigError(f"{folder}: holds another study than {simulation.study}", "simulate into another folder")
         with _grid(simulation, sites) as grid:
-            return run(study, grid, on_round)
+            return run(study, grid, loggers(study, logs, on_round))
 
 
 def _grid(simulation: Simulation, sites: list[Path]) -> StudyGrid:

@@ -54,8 +54,17 @@ def test_the_same_file_makes_the_same_models_in_any_folder_and_for_any_number_of
     assert (tmp_path / "one" / "hospitals" / "north" / "work" / "ledger").is_dir()
 
 
-def test_the_command_shows_what_happened(write: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["simulate", str(write("three")), "--json"]) == 0
+def test_the_command_shows_what_happened_and_logs_it(
+    write: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("tensorboardX", reason="pip install 'intramural[tensorboard]'")
+    assert main(["simulate", str(write("three")), "--json", "--log", f"tensorboard:{tmp_path / 'logs'}"]) == 0
+    assert {path.parent.name for path in tmp_path.glob("logs/*/*/events.out.tfevents.*")} == {
+        "all hospitals",
+        "east",
+        "north",
+        "south",
+    }
     told = json.loads(capsys.readouterr().out)
     assert told["rounds"][1]["refused"] == {"north": "silent"}
     assert told["rounds"][1]["work"]["south"] == 0.4

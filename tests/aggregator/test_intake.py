@@ -241,6 +241,7 @@ TABLE: dict[str, tuple[Poison, str]] = {
     "a band that falls": (says(examples=counts(20, 10)), "bad-weight.not-positive"),
     "no weight": (says(examples=None), "bad-weight.missing"),
     "a weight in patients": (says(examples=counts(10, unit="patients")), "bad-weight.unit"),
+    "a share of work that nobody asked for": (says(work=0.5), "malformed.work"),
     "NaN images evaluated": (says(evaluated=counts(np.nan)), "bad-weight.not-a-number"),
     "1e12 images evaluated": (says(evaluated=counts(1e12)), "bad-weight.too-many"),
     # arrays
@@ -574,3 +575,19 @@ def test_a_weight_counts_what_the_plan_counts(
     with pytest.raises(IntramuralError) as caught:
         intake.check(message, asked, plan, SPEC)
     assert caught.value.wire_code == f"bad-weight.{code}"
+
+
+@pytest.mark.parametrize("work", [None, 0.0, 0.5, 1.0])
+@pytest.mark.parametrize("stragglers", ["drop", "partial"])
+def test_an_update_tells_its_share_of_work_if_and_only_if_the_plan_takes_partial_work(
+    plan: Plan, stragglers: str, work: float | None
+) -> None:
+    message, asked = received(np.ones(12, np.float32), **({} if work is None else {"work": work}))
+    plan = plan.model_copy(update={"stragglers": stragglers})
+    if (work is not None) == (stragglers == "partial"):
+        manifest = intake.check(message, asked, plan, SPEC)
+        assert manifest.work == work  # type: ignore[union-attr]
+        return
+    with pytest.raises(IntramuralError) as caught:
+        intake.check(message, asked, plan, SPEC)
+    assert caught.value.wire_code == "malformed.work"
