@@ -11,8 +11,11 @@ whoever unpacks has the very float32 numbers that the digest names, and a simula
 | `compact` | arrays of two and more dimensions in 50 steps, the rest as `bfloat16` | 1 | about 0.6 |
 
 `compact` moves no number by more than 1 % of its array's range (0 belongs to the range). What has one dimension, as
-the statistics and gains of normalisation layers, is few numbers and matters much, so it is told finely. The
-packing is byte planes under Zstandard (RFC 8878); its size is known beforehand, and nothing larger is unpacked.
+the statistics and gains of normalisation layers, is few numbers and matters much, so it is told finely.
+
+Packed are first the lower bytes of all bfloat16 numbers, which are chance and would not get smaller; then, under
+Zstandard (RFC 8878), their higher bytes and what `compact` tells. Both sizes are known beforehand, and nothing larger
+is unpacked.
 """
 
 from collections.abc import Iterator
@@ -91,16 +94,16 @@ class Encoding:
         Raises:
             ValueError: It holds other numbers than `rounded` gives.
         """
-        plain = np.empty(self.nbytes, np.uint8)
-        for run, part in self._parts(plain):
+        lower, rest = np.empty(self._lower, np.uint8), np.empty(self.nbytes - self._lower, np.uint8)
+        for run, low, part in self._parts(lower, rest):
             numbers = np.ascontiguousarray(vector[run.place], "<f4")
             if run.coarse:
                 step = _step_of(numbers)
                 part[:2] = np.array([step], "<f4").view(np.uint8)[2:]
                 _codes(numbers, step, part[2:].view(np.int8))
             else:
-                _planes(numbers, part.reshape(2, -1))
-        return zstandard.ZstdCompressor(compression_params=_EFFORT).compress(plain.data)
+                _halve(numbers, low, part)
+        return b"".join((lower.data, zstandard.ZstdCompressor(compression_params=_EFFORT).compress(rest.data)))
 
     def unpack(self, data: bytes) -> Vector:
         """The numbers of a packed vector, to the bit. Takes no more memory than the spec says.
@@ -114,25 +117,26 @@ class Encoding:
         """
         if len(data) > self.nbytes + self.nbytes // 128 + 1024:
             raise TooLarge("the packed arrays are longer than unpacked", detail="bytes")
+        size, frame = self.nbytes - self._lower, memoryview(data)[self._lower :]
         try:
             # What the frame declares would be allocated, so it is looked at first.
-            if zstandard.frame_content_size(data) != self.nbytes:
+            if zstandard.frame_content_size(frame) != size:
                 raise Malformed("the packed arrays are of another size than the study's", detail="declared")
             unpacker = zstandard.ZstdDecompressor()
-            plain = np.frombuffer(unpacker.decompress(data, max_output_size=self.nbytes, allow_extra_data=False), "u1")
+            rest = np.frombuffer(unpacker.decompress(frame, max_output_size=size, allow_extra_data=False), "u1")
         except zstandard.ZstdError as error:
             raise Malformed("the packed arrays cannot be unpacked", detail="declared") from error
-        if plain.size != self.nbytes:
+        if rest.size != size:
             raise Malformed("the packed arrays are shorter than they declare", detail="declared")
         found = np.zeros(self.spec.size, "<f4")
-        for run, part in self._parts(plain):
+        for run, low, part in self._parts(np.frombuffer(data, "u1", self._lower), rest):
             if run.coarse:
                 step = np.zeros(4, np.uint8)
                 step[2:] = part[:2]
                 with np.errstate(over="ignore", invalid="ignore"):  # whoever uses it looks for infinity
                     np.multiply(part[2:].view(np.int8), step.view("<f4"), out=found[run.place])
             else:
-                _joined(part.reshape(2, -1), found[run.place])
+                _join(low, part, found[run.place])
         return found.astype(np.float32, copy=False)
 
     @cached_property
@@ -148,17 +152,26 @@ class Encoding:
             start = stop
         return tuple(runs)
 
-    def _parts(self, plain: _Bytes) -> Iterator[tuple[_Run, _Bytes]]:
-        """Each run with its bytes."""
-        start = 0
+    @cached_property
+    def _lower(self) -> int:
+        """How many lower bytes there are."""
+        return sum(_length(run) for run in self._runs if not run.coarse)
+
+    def _parts(self, lower: _Bytes, rest: _Bytes) -> Iterator[tuple[_Run, _Bytes, _Bytes]]:
+        """Each run with its lower bytes, of which a coarse one has none, and its others."""
         for run in self._runs:
-            yield run, plain[start : start + _size(run)]
-            start += _size(run)
+            low, part = (0, 2 + _length(run)) if run.coarse else (_length(run), _length(run))
+            yield run, lower[:low], rest[:part]
+            lower, rest = lower[low:], rest[part:]
+
+
+def _length(run: _Run) -> int:
+    count: int = run.place.stop - run.place.start
+    return count
 
 
 def _size(run: _Run) -> int:
-    count: int = run.place.stop - run.place.start
-    return 2 + count if run.coarse else 2 * count
+    return 2 + _length(run) if run.coarse else 2 * _length(run)
 
 
 def _pieces(size: int) -> Iterator[slice]:
@@ -176,25 +189,26 @@ def _nearest(part: Vector, out: Vector) -> None:
         found &= 0xFFFF0000
 
 
-def _planes(part: Vector, planes: _Bytes) -> None:
-    """Write the lower, then the higher byte of each bfloat16 number; the higher ones, side by side, are much alike.
+def _halve(part: Vector, lower: _Bytes, higher: _Bytes) -> None:
+    """Write the lower and the higher byte of each bfloat16 number; the higher ones, side by side, are much alike.
 
     Raises:
         ValueError: One has more digits.
     """
     for piece in _pieces(part.size):
         bits = part[piece].view(np.uint32)
-        if (bits & 0xFFFF).any():
+        if np.bitwise_or.reduce(bits) & 0xFFFF:
             raise ValueError("the vector has more digits than its encoding")
-        planes[:, piece] = bits.view(np.uint8).reshape(-1, 4)[:, 2:].T
+        quarters = bits.view(np.uint8)
+        lower[piece], higher[piece] = quarters[2::4], quarters[3::4]
 
 
-def _joined(planes: _Bytes, out: Vector) -> None:
-    """Write the bfloat16 numbers of which `_planes` are."""
+def _join(lower: _Bytes, higher: _Bytes, out: Vector) -> None:
+    """Write the bfloat16 numbers that `_halve` took apart."""
     for piece in _pieces(out.size):
         bits = out[piece].view(np.uint32)
-        np.left_shift(planes[1, piece], 8, out=bits, dtype=np.uint32)
-        bits |= planes[0, piece]
+        np.left_shift(higher[piece], 8, out=bits, dtype=np.uint32)
+        bits |= lower[piece]
         bits <<= 16
 
 
