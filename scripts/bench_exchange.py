@@ -157,7 +157,8 @@ def measure_wire() -> Iterator[Found]:
                         "round": functools.partial(encoding.rounded, delta),
                         "pack": functools.partial(encoding.pack, rounded),
                         "unpack": functools.partial(encoding.unpack, packed),
-                    }
+                    },
+                    repeats=40,
                 )
                 speed = {step: delta.nbytes / 1e9 / seconds for step, seconds in took.items()}
                 both = delta.nbytes / 1e9 / (took["round"] + took["pack"])

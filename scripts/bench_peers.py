@@ -2,9 +2,10 @@
 
     python scripts/bench_peers.py [--only ray|nvflare|pfl] [--repeats 3]
 
-Four make-believe hospitals, ten rounds of one epoch over small images, a small network with group normalisation, SGD,
-one thread a process: little to train, so that what an engine adds shows. On every side are the same images (decoded
-beforehand), network, batch size and number of steps.
+Four make-believe hospitals, ten rounds, a small network with group normalisation, SGD, one thread a process. On every
+side are the same images (decoded beforehand), network, batch size and number of steps. Where it is about what an engine
+adds, there is little to train (one epoch over images of 32 x 32); beside pfl, where it is about the training, there is
+more (two epochs over 64 x 64, in smaller batches).
 
     ray       this study by `--engine ray` (Flower's simulation, one processor a worker) and by the local grid
     nvflare   FLARE's FedAvgRecipe in its SimEnv, one process a client as it has it by default; evaluates as ours does
@@ -33,7 +34,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 
@@ -53,16 +54,16 @@ ROOT = Path(__file__).parent.parent
 PEERS = Path(__file__).parent / "peers"
 RESULTS = Path(__file__).parent / "results" / "bench_peers.md"
 NVFLARE, PFL = "2.9.0", "0.6.0"
-HOSPITALS, ROUNDS, EPOCHS, BATCH, RATE = 4, 10, 1, 32, 0.01
+HOSPITALS, ROUNDS, RATE = 4, 10, 0.01
 NOBODY = 1e-9  # the share of patients that are held out, where none shall be
 _PR_SET_CHILD_SUBREAPER = 36  # of Linux: orphans of this process's children become its own, and are measured
 TICK = 0.2  # seconds between two looks at the memory
 
-PLAN = f"""
+PLAN = """
 name = "bench"
 purpose = "Benchmark."
-rounds = {ROUNDS}
-min_silos = {HOSPITALS}
+rounds = {rounds}
+min_silos = {hospitals}
 weights = "images"
 metrics = ["loss"]
 
@@ -70,7 +71,7 @@ metrics = ["loss"]
 name = "classification"
 classes = ["none", "lesion"]
 modality = ["MR"]
-size = [32, 32]
+size = [{size}, {size}]
 percentiles = [1.0, 99.0]
 augment = false
 
@@ -79,14 +80,31 @@ name = "cnn"
 arguments = {{ channels = [16, 32, 64, 128] }}
 
 [training]
-epochs = {EPOCHS}
-batch_size = {BATCH}
+epochs = {epochs}
+batch_size = {batch}
 optimizer = "sgd"
-learning_rate = {RATE}
+learning_rate = {rate}
 
 [strategy]
 name = "fedavg"
 """
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a hospital trains in a round: epochs over images of so many rows and columns, in batches."""
+
+    epochs: int
+    size: int
+    batch: int
+
+    @property
+    def options(self) -> list[str]:
+        """As the peers' scripts take it."""
+        return ["--epochs", str(self.epochs), "--batch_size", str(self.batch), "--learning_rate", str(RATE)]
+
+
+LITTLE, MORE = Load(epochs=1, size=32, batch=32), Load(epochs=2, size=64, batch=16)
 
 
 @dataclass(frozen=True)
@@ -212,10 +230,10 @@ def environment(folder: Path, name: str, version: str) -> Path:
 class Bench:
     """The hospitals that every run starts from, their images decoded already, and the same images for the peers."""
 
-    def __init__(self, folder: Path, held_out: float) -> None:
+    def __init__(self, folder: Path, load: Load, held_out: float) -> None:
         self.folder, self.plan = folder, folder / "study.toml"
         folder.mkdir()
-        self.plan.write_text(PLAN)
+        self.plan.write_text(PLAN.format(rounds=ROUNDS, hospitals=HOSPITALS, rate=RATE, **asdict(load)))
         plan = Plan.load(self.plan)
         task = tasks.task(plan.task)
         (folder / "arrays").mkdir()
@@ -266,7 +284,7 @@ def _same_network(module: nn.Module) -> None:
 
 def ray(work: Path, repeats: int, _: Path) -> list[Finding]:
     """The same study by Flower's Ray engine and by the local grid; both must make the same model."""
-    bench = Bench(work, held_out=0.25)
+    bench = Bench(work, LITTLE, held_out=0.25)
     ours, theirs = turns(repeats, bench.ours, lambda: bench.ours("ray"))
     if len({spent.said.split()[-1] for spent in (*ours, *theirs)}) != 1:
         raise SystemExit("the engines made different models")
@@ -282,10 +300,9 @@ def ray(work: Path, repeats: int, _: Path) -> list[Finding]:
 def nvflare(work: Path, repeats: int, environments: Path) -> list[Finding]:
     """The same task in FLARE's simulator."""
     python = environment(environments, "nvflare", NVFLARE)
-    bench = Bench(work, held_out=0.25)
-    train = f"--epochs {EPOCHS} --batch_size {BATCH} --learning_rate {RATE}"
+    bench = Bench(work, LITTLE, held_out=0.25)
     command = [python, PEERS / "flare_job.py", "--rounds", str(ROUNDS), "--hospitals", str(HOSPITALS)]
-    command += ["--train_args", train, "--work", bench.folder / "flare"]
+    command += ["--train_args", " ".join(LITTLE.options), "--work", bench.folder / "flare"]
     ours, theirs = turns(repeats, bench.ours, lambda: bench.run(*command))
     if any(len(s.stamps) != ROUNDS * HOSPITALS for s in theirs):
         raise SystemExit(f"FLARE did not train every hospital in every round:\n{theirs[0].said[-3000:]}")
@@ -300,9 +317,8 @@ def nvflare(work: Path, repeats: int, environments: Path) -> list[Finding]:
 def pfl(work: Path, repeats: int, environments: Path) -> list[Finding]:
     """The same steps in pfl, and nothing but the steps."""
     python = environment(environments, "pfl", PFL)
-    bench = Bench(work, held_out=NOBODY)
-    command = [python, PEERS / "pfl_rounds.py", "--rounds", str(ROUNDS), "--hospitals", str(HOSPITALS)]
-    command += ["--epochs", str(EPOCHS), "--batch_size", str(BATCH), "--learning_rate", str(RATE)]
+    bench = Bench(work, MORE, held_out=NOBODY)
+    command = [python, PEERS / "pfl_rounds.py", "--rounds", str(ROUNDS), "--hospitals", str(HOSPITALS), *MORE.options]
     ours, theirs = turns(repeats, bench.ours, lambda: bench.run(*command))
     return [
         Finding(f"apple/pfl {PFL}", "CPU of a round", *least(ours, theirs, lambda s: s.cpu_per_round), 1.2, seconds),
@@ -345,7 +361,7 @@ def write_results(findings: list[Finding], repeats: int) -> None:
     text = [
         "# What a simulation costs, beside its peers",
         "",
-        f"{HOSPITALS} hospitals, {ROUNDS} rounds of {EPOCHS} epoch, the small network, one thread a process, on "
+        f"{HOSPITALS} hospitals, {ROUNDS} rounds, the small network, one thread a process, on "
         f"{os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}, {versions}; {repeats} "
         f"turns of either side, system load at the end {busy}. What is compared, and how it is measured, says "
         "`scripts/bench_peers.py`, which wrote this.",
