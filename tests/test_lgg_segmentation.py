@@ -32,7 +32,7 @@ ALONE = {"north": 0.1, "east": 0.5, "south": 0.2, "west": 0.4}
 
 
 def test_the_table_says_which_bars_are_met_and_which_are_missed(script: ModuleType, tmp_path: Path) -> None:
-    dice = {**ALONE, "fedavg": 0.68, "fedprox": 0.66, "fedbn": 0.45, "pooled": 0.7}
+    dice = {**ALONE, "fedavg": 0.68, "fedprox": 0.66, "fedbn": 0.45, "fedbn-prox": 0.68, "pooled": 0.7}
     assert not script.write_results(write(script, tmp_path, 1, dice), tmp_path / "out")
     text = (tmp_path / "out" / "lgg_segmentation.md").read_text()
     assert "- fedavg: +0.180 to the best hospital alone (met), -0.020 to pooled (bar -0.03: met)" in text
@@ -41,7 +41,7 @@ def test_the_table_says_which_bars_are_met_and_which_are_missed(script: ModuleTy
 
 
 def test_all_is_well_only_if_every_federation_meets_both_bars_everywhere(script: ModuleType, tmp_path: Path) -> None:
-    dice = {**ALONE, "fedavg": 0.68, "fedprox": 0.72, "fedbn": 0.69, "pooled": 0.7}
+    dice = {**ALONE, "fedavg": 0.68, "fedprox": 0.72, "fedbn": 0.69, "fedbn-prox": 0.69, "pooled": 0.7}
     slices = write(script, tmp_path, 1, dice)
     assert script.write_results(slices, tmp_path / "out")
     volumes = write(script, tmp_path, 1, {**dice, "pooled": 0.8}, dimensions=3)
@@ -49,11 +49,11 @@ def test_all_is_well_only_if_every_federation_meets_both_bars_everywhere(script:
 
 
 def test_a_seed_whose_arms_are_not_all_finished_is_not_in_the_table(script: ModuleType, tmp_path: Path) -> None:
-    dice = {**ALONE, "fedavg": 0.68, "fedprox": 0.68, "fedbn": 0.68, "pooled": 0.7}
+    dice = {**ALONE, "fedavg": 0.68, "fedprox": 0.68, "fedbn": 0.68, "fedbn-prox": 0.68, "pooled": 0.7}
     results = write(script, tmp_path, 1, dice) + write(script, tmp_path, 2, ALONE)
     assert script.write_results(results, tmp_path / "out")
     assert "Seed 1 only" in (tmp_path / "out" / "lgg_segmentation.md").read_text()
-    assert len((tmp_path / "out" / "lgg_segmentation.csv").read_text().splitlines()) == 1 + 4 * (8 + 4)
+    assert len((tmp_path / "out" / "lgg_segmentation.csv").read_text().splitlines()) == 1 + 4 * (9 + 4)
     assert not script.write_results(write(script, tmp_path, 3, ALONE), tmp_path / "out")
 
 
