@@ -42,7 +42,7 @@ def normalise(image: Image, settings: Imaging) -> Image:
     if settings.landmarks:
         return to_landmarks(image, settings.landmarks)
     low, high = _range(image, settings)
-    if low == high:
+    if high - low < np.finfo(np.float32).tiny:  # a processor may take what is smaller for 0
         return np.zeros(image.shape, np.float32)
     return ((image.astype(np.float32) - low) / (high - low)).clip(0, 1)
 
