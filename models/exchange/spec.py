@@ -104,7 +104,7 @@ def norm(vector: Vector) -> float:
     for start in range(0, vector.size, _PIECE):
         piece = vector[start : start + _PIECE]
         squares = buffer[: piece.size]
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore"):  # of a signalling NaN, which the sum shows
             squares[:] = piece
         squares *= squares
         sums.append(float(squares.sum()))
