@@ -53,7 +53,7 @@ class LocalGrid(StudyGrid):
 
     Raises:
         ConfigError: The hospital's side is not installed, two sites have the same name, a fault names none of them, or
-            they are to be batched in several processes or not on the CPU.
+            they are to be batched in several processes.
         IntramuralError: A site cannot be opened.
     """
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
@@ -19,7 +20,6 @@ from models.faults import Fault
 from models.ledger import Verifier
 from silos.faults import FaultySilo, faulty
 from silos.silo import Silo
-from silos.training import device_for
 from silos.visit import Fit
 
 log = logging.getLogger("intramural.silo")
@@ -152,7 +152,7 @@ def open_local(
         fit: What trains it together with others; see `silos.together`.
 
     Raises:
-        ConfigError: It is to train with others, and not on the CPU.
+        ConfigError: It is to train on a GPU that this process cannot use.
         IntramuralError: The site cannot be opened.
     """
     path = Path(path).resolve()
@@ -164,12 +164,12 @@ def open_local(
         silo.faults = faults
         _open[path] = silo
     opened = open_silo(path, hurried=False, threads=threads)
-    opened.fit, verifier, where = fit, opened.signer.verifier, opened.site.run.device
-    if fit is not None and device_for(where).type != "cpu":
+    opened.fit, verifier, device = fit, opened.signer.verifier, opened.site.run.device
+    if device != "cpu" and torch.cuda._is_in_bad_fork():
         close_silo(path)
         raise ConfigError(
-            f'{path}: run.device: "{where}" is not the CPU, on which alone hospitals are batched',
-            'set it to "cpu", or leave `batched` out',
+            f'{path}: run.device: "{device}" cannot be had in a worker: what it was forked from has used the GPU',
+            'take workers = 1, or device = "cpu", or a process that has trained nothing yet',
         )
     answer = faulty(app, verifier.name, faults) if faults else app
     return LocalSilo(answer, config, {**config, TURNS: True}, verifier, lambda: close_silo(path))

@@ -151,7 +151,7 @@ def fit_many(jobs: Sequence[Job]) -> list[Vector | Exception]:
     """Train many hospitals at once, from the same network with perhaps other weights.
 
     Args:
-        jobs: All of one network, task, optimizer, learning rate and mu.
+        jobs: All of one network, task, optimizer, learning rate and mu; those on one device train at once.
 
     Returns:
         For each, the difference to what it started from, `(spec.size,)` float32; or what was raised over it.
@@ -160,11 +160,15 @@ def fit_many(jobs: Sequence[Job]) -> list[Vector | Exception]:
         ConfigError: The network or the loss cannot be batched.
     """
     longest = sorted(range(len(jobs)), key=lambda number: -steps_in(jobs[number].training, len(jobs[number].data)))
+    devices: dict[torch.device, list[int]] = {job.network.weights.device: [] for job in jobs}
+    for number in longest:
+        devices[jobs[number].network.weights.device].append(number)
     found: dict[int, Vector | Exception] = {}
     with reproducible():
-        for first in range(0, len(jobs), _AT_ONCE):  # those that take about as many steps, so that they end together
-            numbers = longest[first : first + _AT_ONCE]
-            found |= zip(numbers, _Group([jobs[number] for number in numbers]).fit(), strict=True)
+        for group in devices.values():
+            for first in range(0, len(group), _AT_ONCE):  # of about as many steps, so that they end together
+                numbers = group[first : first + _AT_ONCE]
+                found |= zip(numbers, _Group([jobs[number] for number in numbers]).fit(), strict=True)
     return [found[number] for number in range(len(jobs))]
 
 
@@ -176,6 +180,7 @@ class _Group:
         self.module, self.task, self.training, self.mu = first.network.module, first.task, first.training, first.mu
         self.module.train()
         self.start = torch.stack([job.start for job in jobs])
+        self.device = self.start.device
         self.base = self.parts(self.start)
         self.weights = {name: part.clone() for name, part in self.base.items()}
         self.velocity = {name: torch.zeros_like(part) for name, part in self.base.items() if self.training.momentum}
@@ -212,7 +217,7 @@ class _Group:
         end = self.start.clone()
         for name, part in self.parts(end).items():
             part.copy_(self.weights[name])
-        return [failed.get(number, delta) for number, delta in enumerate((end - self.start).numpy())]
+        return [failed.get(number, delta) for number, delta in enumerate((end - self.start).cpu().numpy())]
 
     def step(self, numbers: Sequence[int], inputs: torch.Tensor, targets: torch.Tensor) -> None:
         """One step of some hospitals.
@@ -223,10 +228,10 @@ class _Group:
             targets: `(k, B, ...)`.
         """
         everybody = len(numbers) == len(self.jobs)
-        rows = slice(None) if everybody else torch.tensor(numbers)
+        rows = slice(None) if everybody else torch.tensor(numbers, device=self.device)
         weights = {name: part[rows].requires_grad_() for name, part in self.weights.items()}
         try:
-            losses = vmap(self.loss)(weights, inputs, targets)
+            losses = vmap(self.loss)(weights, inputs.to(self.device), targets.to(self.device))
             gradients = torch.autograd.grad(losses.sum(), list(weights.values()), materialize_grads=True)
         except Exception as error:  # whatever a stranger's network does
             raise ConfigError(

@@ -8,6 +8,7 @@ et al., ICML 2020) it gets c - c_i added, the consortium's control variate less 
 
 import contextlib
 import hashlib
+import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -49,6 +50,8 @@ def device_for(name: str) -> torch.device:
     """The device of that name; "auto" takes CUDA when there is one."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":  # without it cuBLAS sums in another order from run to run; read when CUDA is first used
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     return torch.device(name)
 
 
@@ -236,17 +239,18 @@ def _optimizer(network: FlatNetwork, training: Training) -> _Stepper:
 
 @contextlib.contextmanager
 def reproducible() -> Iterator[None]:
-    """Deterministic kernels inside, whatever the rest of the process prefers."""
+    """Inside: deterministic kernels, and float32 convolutions in float32, whatever the rest of the process prefers."""
     before = torch.get_deterministic_debug_mode()
     memory: Any = torch.utils.deterministic  # mypy does not know its switch
-    benchmark, fill = torch.backends.cudnn.benchmark, memory.fill_uninitialized_memory
+    cudnn: Any = torch.backends.cudnn
+    benchmark, tf32, fill = cudnn.benchmark, cudnn.allow_tf32, memory.fill_uninitialized_memory
     # The same as use_deterministic_algorithms(True, warn_only=True), which however loads torch's compiler.
     torch.set_deterministic_debug_mode("warn")
     memory.fill_uninitialized_memory = False  # nobody reads it, and it is a tenth of a step
-    torch.backends.cudnn.benchmark = False
+    cudnn.benchmark = cudnn.allow_tf32 = False  # TF32 keeps 10 of 23 bits; `mixed_precision` is the way to ask for that
     try:
         yield
     finally:
         torch.set_deterministic_debug_mode(before)
         memory.fill_uninitialized_memory = fill
-        torch.backends.cudnn.benchmark = benchmark
+        cudnn.benchmark, cudnn.allow_tf32 = benchmark, tf32

@@ -64,6 +64,8 @@ def written_hospitals(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_hospital(
             folder / name, name=name, seed=3, patients=16, images=3, size=48, studies=["trial", "trial-prox"]
         )
+        site = folder / name / "site.toml"
+        site.write_text(site.read_text().replace('device = "auto"', 'device = "cpu"'))  # test_cuda.py is for the other
     return folder
 
 

@@ -150,7 +150,7 @@ def test_an_image_that_cannot_be_read_is_left_out_with_its_reason(world: Path, t
 def test_a_folder_without_images_of_the_study_is_named(world: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing here")
     with pytest.raises(DataError, match="no usable image of modality MR"):
-        inference.sources(world / "model", tmp_path)
+        inference.dicom_sources(world / "model", tmp_path)
     with pytest.raises(ConfigError, match=r"agreement\.json"):
         inference.network(tmp_path)
 

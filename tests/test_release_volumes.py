@@ -341,4 +341,4 @@ def test_one_damaged_slice_leaves_its_volume_out(worlds: dict[str, Path], tmp_pa
     assert len(evaluator.run()) == 7
     assert sum(evaluator.left_out.values()) == 1
     with pytest.raises(DataError, match="one file, and the study is of volumes"):
-        inference.sources(world / "model", damaged)
+        inference.dicom_sources(world / "model", damaged)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from flwr.app import Context, Message, RecordDict
 
 from aggregator import LocalGrid, Study, run
@@ -87,6 +88,16 @@ def test_a_site_that_cannot_be_opened_in_a_worker_is_named(hospitals: list[Path]
     LocalGrid(hospitals).close()  # nothing is left locked
     with pytest.raises(ConfigError, match="workers: must be at least 1"):
         LocalGrid(hospitals, workers=0)
+
+
+def test_a_worker_whose_gpu_the_process_it_was_forked_from_has_used_is_refused(
+    hospitals: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda: True)
+    LocalGrid(hospitals, workers=2).close()  # all on the CPU
+    hospitals[1].write_text(hospitals[1].read_text().replace('device = "cpu"', 'device = "auto"'))
+    with pytest.raises(ConfigError, match=r'north/site\.toml: run\.device: "auto" cannot be had in a worker'):
+        LocalGrid(hospitals, workers=2)
 
 
 def test_a_worker_works_with_one_thread_whatever_its_hospital_has(hospitals: list[Path]) -> None:

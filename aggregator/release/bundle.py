@@ -48,7 +48,7 @@ INFERENCE: Mapping[str, Any] = MappingProxyType(
         "dataset": {
             "_target_": "silos.inference.Cases",
             "data": {
-                "_target_": "silos.inference.sources",
+                "_target_": "silos.inference.dicom_sources",
                 "bundle_root": _FOLDER,
                 "dataset_dir": "@dataset_dir",
             },

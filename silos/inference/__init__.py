@@ -111,7 +111,7 @@ def postprocessing(bundle_root: str | Path) -> Callable[[torch.Tensor], torch.Te
     return tasks.task(agreement(bundle_root).plan.task).probabilities
 
 
-def sources(bundle_root: str | Path, dataset_dir: str | Path) -> Sources:
+def dicom_sources(bundle_root: str | Path, dataset_dir: str | Path) -> Sources:
     """What there is to predict; see `find`.
 
     Args:

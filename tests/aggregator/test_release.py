@@ -1,6 +1,7 @@
 """A released model is whole or not there, stands in the ledger first, and cannot be passed off as another one."""
 
 import hashlib
+import importlib
 import json
 import os
 import random
@@ -471,3 +472,11 @@ def test_software_that_is_no_version_is_neither_in_the_card_nor_in_the_proof(
     found = check_model(tmp_path / "out")
     assert (found.problems, sorted(found.measured)) == ([], ["north", "south", "west"])
     assert "| east | - | 2.13.0\\+cpu |" in (tmp_path / "out" / "docs" / "README.md").read_text()
+
+
+def test_no_part_of_a_bundle_has_the_name_of_a_module_which_some_pythons_would_find_instead() -> None:
+    named = set(re.findall(r'"_target_": ?"([^"]+)"', written(INFERENCE).decode()))
+    assert len(named) >= 8
+    for name in named:
+        with pytest.raises(ModuleNotFoundError):
+            importlib.import_module(name)

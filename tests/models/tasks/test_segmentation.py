@@ -258,6 +258,7 @@ def test_the_loss_is_dice_of_the_classes_plus_cross_entropy() -> None:
     dice = 1 - (2 * (chance * truth).sum() + 1e-5) / (chance.sum() + truth.sum() + 1e-5)
     entropy = nn.functional.cross_entropy(outputs, target[:, 0])
     torch.testing.assert_close(segmentation().loss(outputs, target), dice + entropy)
+    torch.testing.assert_close(segmentation()._without_class_numbers(outputs, target), dice + entropy)
 
 
 def test_one_step_against_the_gradient_lowers_the_loss() -> None:
