@@ -103,11 +103,10 @@ def norm(vector: Vector) -> float:
     buffer, sums = np.empty(min(_PIECE, vector.size)), []
     for start in range(0, vector.size, _PIECE):
         piece = vector[start : start + _PIECE]
-        squares = buffer[: piece.size]
+        wide = buffer[: piece.size]
         with np.errstate(invalid="ignore"):  # of a signalling NaN, which the sum shows
-            squares[:] = piece
-        squares *= squares
-        sums.append(float(squares.sum()))
+            wide[:] = piece
+        sums.append(float(np.einsum("i,i->", wide, wide)))  # by one thread, where BLAS may sum by several
     return math.sqrt(math.fsum(sums))
 
 
