@@ -36,7 +36,7 @@ BOUND = 0.01
 _STEPS = 50  # in a range; a number is then half a step, or 1 % of the range, from the nearest
 # Of Zstandard's fastest strategy: numbers repeat by chance only, so it hardly looks for repetitions.
 _EFFORT = zstandard.ZstdCompressionParameters.from_level(1, hash_log=6, write_content_size=True)
-_PIECE = 1 << 15  # numbers that are worked on at a time; they stay in a core's cache
+_PIECE = 1 << 16  # numbers that are worked on at a time; they stay in a core's cache
 
 _Bytes = npt.NDArray[np.uint8]
 
