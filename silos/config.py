@@ -122,6 +122,7 @@ class Run(Settings):
     threads: Annotated[int, Field(ge=1)] = 1
     coordinator: LocalPath | None = None  # its invitation; without one, simulations only
     certificate: LocalPath | None = None  # of client.key, where the coordinator demands one
+    proxy: Annotated[str, Field(pattern=r"^http://[^/@\s]+:[0-9]{1,5}$")] | None = None  # on the way to the coordinator
     runtime_port: Annotated[int, Field(ge=1024, le=65535)] | None = None  # of the SuperNode; a free one if absent
 
 

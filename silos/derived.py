@@ -17,7 +17,7 @@ from models.ledger import Signer
 from models.ledger.disk import create, make_folder, publish
 from silos.config import Site
 
-_NETWORK = ("coordinator", "certificate", "runtime_port")
+_NETWORK = ("coordinator", "certificate", "proxy", "runtime_port")
 
 _HEADING = """\
 # {name}: made for a simulation from {source}, whose images, policy and caches it uses. Nothing was copied.

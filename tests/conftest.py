@@ -1,8 +1,12 @@
 """What the tests of the whole share: make-believe hospitals, a tapped grid, a search for identifiers."""
 
 import base64
+import contextlib
 import os
 import shutil
+import socket
+import socketserver
+import threading
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -88,6 +92,61 @@ def write_plan(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+class Proxy(socketserver.ThreadingTCPServer):
+    """An HTTP proxy that lets CONNECT through to this machine, whatever the host is called.
+
+    Attributes:
+        asked: `host:port` of each tunnel that was asked for.
+        refuses: Answers 403 instead.
+    """
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Tunnel)
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        self.asked: list[str] = []
+        self.refuses = False
+
+
+class _Tunnel(socketserver.StreamRequestHandler):
+    server: Proxy
+    rbufsize = 0  # what follows the head is the tunnel's
+
+    def handle(self) -> None:
+        method, target, _ = self.rfile.readline().decode().split(" ", 2)
+        while self.rfile.readline().strip():
+            pass
+        self.server.asked.append(target)
+        if self.server.refuses or method != "CONNECT":
+            self.wfile.write(b"HTTP/1.1 403 Forbidden\r\n\r\n")
+            return
+        with socket.create_connection(("127.0.0.1", int(target.rpartition(":")[2]))) as there:
+            self.wfile.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+            back = threading.Thread(target=_pour, args=(there, self.connection), daemon=True)
+            back.start()
+            _pour(self.connection, there)
+            back.join()
+
+
+def _pour(source: socket.socket, sink: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(65_536):
+            sink.sendall(data)
+        sink.shutdown(socket.SHUT_WR)
+
+
+@pytest.fixture
+def proxy() -> Iterator[Proxy]:
+    """A hospital's proxy, at work."""
+    with Proxy() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
 
 
 class TappedGrid(LocalGrid):

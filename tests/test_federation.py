@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -84,7 +85,7 @@ def test_torch_is_loaded_once_in_each_hospital(federation: Path) -> None:
         assert "executor ended" not in log
 
 
-def test_volumes_outlined_over_tls_make_the_models_that_the_simulation_makes(tmp_path: Path) -> None:
+def test_volumes_outlined_over_tls_make_the_models_that_the_simulation_makes(tmp_path: Path, proxy: Any) -> None:
     federation, plan = script("federation"), tmp_path / "study.toml"
     text = (ROOT / "configs" / "segmentation.toml").read_text()
     for pattern, words in (
@@ -112,6 +113,8 @@ def test_volumes_outlined_over_tls_make_the_models_that_the_simulation_makes(tmp
     ]
     with federation.simulated(tmp_path / "simulation", plan, sites) as history:
         expected = [item.model for item in history.rounds]
+    north = sites[0].read_text()
+    sites[0].write_text(north.replace("[run]", f'[run]\nproxy = "{proxy.url}"'))
     with federation.Federation(work, sites) as parties:
         parties.set_up(plan)
         for party in ("aggregator", *names):
@@ -121,6 +124,7 @@ def test_volumes_outlined_over_tls_make_the_models_that_the_simulation_makes(tmp
     assert [item.accepted for item in rounds[1:]] == [list(names)] * 2
     assert [item.model for item in rounds] == expected
     assert len(set(expected)) == 3
+    assert len(set(proxy.asked)) == 1
     for site in sites:
         assert reconcile(work / "study" / "ledger", site.parent / "work" / "ledger").ok
 

@@ -64,7 +64,8 @@ def verify(folder: Path | str, verifier: Verifier | None = None) -> Verdict:
     try:
         opened = read(folder, verifier)
     except (IntramuralError, OSError) as error:
-        return Verdict(str(folder), verifier.name if verifier else "?", problems=["; ".join(filter(None, (str(error), getattr(error, "hint", ""))))])
+        problem = "; ".join(filter(None, (str(error), getattr(error, "hint", ""))))
+        return Verdict(str(folder), verifier.name if verifier else "?", problems=[problem])
     problems = [f"line {record.seq + 1}: {what}" for record in opened.records if (what := explain(record))]
     readable = [record for record in opened.records if not explain(record)] if problems else opened.records
     peers: dict[Peer, Verifier] = {}

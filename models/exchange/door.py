@@ -32,6 +32,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from models.errors import ConfigError
 from models.exchange import fleet
 
+_KINDS = {"listen": str, "upstream": str, "proxy": str, "hold": float, "again": float, "max_bytes": int}  # else a path
 _HEAD, _IDLE, _GRACE = 15.0, 15, 5  # seconds: for a request's head, between two requests, for the last ones
 
 
@@ -48,6 +49,7 @@ class Door:
         client_ca: PEM file; if given, callers must show a certificate from it.
         client_certificate: PEM file, the certificate that the door shows to the upstream.
         client_key: PEM file, its private key.
+        proxy: `http://host:port` of an HTTP proxy through which the upstream is reached, by CONNECT.
         hold: Seconds for which "no work" is held back; 0 in a forwarder, below a SuperNode's read timeout of 30.
         again: Seconds between two questions for work in that time.
         max_bytes: The most bytes of one request's body (Flower cuts a model in objects of some 5 MB).
@@ -61,6 +63,7 @@ class Door:
     client_ca: Path | None = None
     client_certificate: Path | None = None
     client_key: Path | None = None
+    proxy: str | None = None
     hold: float = 20.0
     again: float = 0.25
     max_bytes: int = 64_000_000
@@ -78,7 +81,8 @@ def build(door: Door) -> Starlette:
         raise ConfigError(f"hold = {door.hold}, again = {door.again}: seconds, from 0 to below 30, and above 0")
     if (door.client_certificate is None) != (door.client_key is None):
         raise ConfigError("client_certificate and client_key: both or none")
-    return fleet.application(door.upstream, _towards_upstream(door), door.hold, door.again, door.max_bytes)
+    trust = _towards_upstream(door)
+    return fleet.application(door.upstream, trust, door.proxy, door.hold, door.again, door.max_bytes)
 
 
 def serve(door: Door) -> None:
@@ -118,7 +122,7 @@ def parse(arguments: Sequence[str]) -> Door:
     """Read what `command` wrote behind the module's name. A wrong option ends the process with exit code 2."""
     parser = argparse.ArgumentParser(prog="models.exchange.door", description="Pass on Flower's Fleet calls only.")
     for field in fields(Door):
-        kind = {"hold": float, "again": float, "max_bytes": int, "listen": str, "upstream": str}.get(field.name, Path)
+        kind = _KINDS.get(field.name, Path)
         needed = field.default is MISSING
         parser.add_argument(_option(field.name), type=kind, required=needed, default=None if needed else field.default)
     return Door(**vars(parser.parse_args(arguments)))

@@ -53,12 +53,15 @@ _LINGER = 5.0  # seconds for which the rest of a refused body is read
 _UPSTREAM = httpx.Timeout(60, connect=5, pool=5)  # longer than any hold
 
 
-def application(upstream: str, trust: ssl.SSLContext, hold: float, again: float, max_bytes: int) -> Starlette:
+def application(
+    upstream: str, trust: ssl.SSLContext, proxy: str | None, hold: float, again: float, max_bytes: int
+) -> Starlette:
     """Make the application that passes calls on.
 
     Args:
         upstream: `https://host:port`.
         trust: Whom to trust there, and what to show.
+        proxy: `http://host:port` of the proxy on the way there, if there is one.
         hold: Seconds for which an empty answer to `pull-messages` is held back.
         again: Seconds between two questions in that time.
         max_bytes: The most bytes of one request's body.
@@ -67,7 +70,7 @@ def application(upstream: str, trust: ssl.SSLContext, hold: float, again: float,
         The application; `state.closing`, a function, tells it that no answer may be held back any longer.
     """
     limits = httpx.Limits(max_connections=CONNECTIONS, keepalive_expiry=2)  # a SuperLink's is 5 s: be the first
-    transport = httpx.AsyncHTTPTransport(verify=trust, limits=limits, trust_env=False)
+    transport = httpx.AsyncHTTPTransport(verify=trust, limits=limits, trust_env=False, proxy=proxy)
     reached = True
 
     @asynccontextmanager

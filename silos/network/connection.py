@@ -76,9 +76,8 @@ class _Walk:
     """The way to the coordinator; each step stands on those before it."""
 
     def __init__(self, site: Site, invitation: Invitation) -> None:
-        host, _, port = invitation.address.rpartition(":")
-        self._site, self._invitation = site, invitation
-        self._host, self._port = host.strip("[]"), int(port)
+        self._site, self._invitation, self._proxy = site, invitation, site.run.proxy
+        self._host, self._port = _parts(invitation.address)
         self._socket: socket.socket | None = None
 
     def close(self) -> None:
@@ -102,17 +101,27 @@ class _Walk:
         return _lifetime(certificate, f"run.certificate: {path}", renew)
 
     def resolve(self) -> str:
+        # A proxy looks the coordinator's name up by itself; this machine may know no names outside the hospital.
+        host, port = _parts(self._proxy.removeprefix("http://")) if self._proxy else (self._host, self._port)
         try:
-            found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
+            if self._proxy:
+                raise ConfigError(
+                    f"run.proxy: {host}: no address is known for this name", "see whether the name is right"
+                ) from error
             raise ConfigError(
-                f"{self._host}: no address is known for this name",
+                f"{host}: no address is known for this name",
                 "ask your network department whether this machine can resolve names outside the hospital",
             ) from error
         return ", ".join(dict.fromkeys(str(address[0]) for *_, address in found))
 
     def connect(self) -> str:
         where = f"{self._host} port {self._port}"
+        if self._proxy:
+            self._socket = _tunnel(self._proxy, self._host, self._port)
+            self._socket.settimeout(_ANSWER)
+            return f"{where} answers through {self._proxy}"
         try:
             self._socket = socket.create_connection((self._host, self._port), timeout=_CONNECT)
         except ConnectionRefusedError as error:
@@ -210,6 +219,33 @@ class _Walk:
                 f"{self._host}: gives no answer ({_reason(error)})",
                 "if the coordinator demands client certificates, name yours as run.certificate; else ask them",
             ) from error
+
+
+def _parts(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def _tunnel(proxy: str, host: str, port: int) -> socket.socket:
+    """A connection through an HTTP proxy, as RFC 9110 (9.3.6, CONNECT) has it.
+
+    Raises:
+        ConfigError: The proxy does not answer, or does not let through.
+    """
+    asked = http.client.HTTPConnection(*_parts(proxy.removeprefix("http://")), timeout=_CONNECT)
+    asked.set_tunnel(host, port)
+    try:
+        asked.connect()
+    except (OSError, http.client.HTTPException) as error:
+        asked.close()
+        if isinstance(error, OSError) and (error.errno or isinstance(error, TimeoutError)):
+            reason = error.strerror or "timed out"
+            raise ConfigError(f"run.proxy: {proxy}: {reason}", "see whether the proxy's address is right") from error
+        raise ConfigError(
+            f"run.proxy: {proxy}: does not let through to {host} port {port} ({error})",
+            f"ask your network department to allow CONNECT to {host} port {port} from this machine, without a password",
+        ) from error
+    return asked.sock
 
 
 def _lifetime(certificate: x509.Certificate, whose: str, renew: str) -> str:

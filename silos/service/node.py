@@ -1,16 +1,15 @@
 """The hospital's SuperNode: Flower's own program, how it is started, and what its talk means.
 
-The SuperNode only dials out, to the coordinator's address, and trusts the certificates of its invitation
-alone. On this machine it offers its Runtime API on loopback to whoever knows a secret that is made anew at
-every start. Where the coordinator demands a client certificate, which a SuperNode cannot show, it dials a
-forwarder on loopback that shows it (`models.exchange.door`).
+The SuperNode only dials out, to the coordinator's address, through the hospital's HTTP proxy where the site names
+one, and trusts the certificates of its invitation alone. On this machine it offers its Runtime API on loopback to
+whoever knows a secret that is made anew at every start. Where the coordinator demands a client certificate, which
+a SuperNode cannot show, it dials a forwarder on loopback that shows it (`models.exchange.door`).
 
 Flower's programs say what happens to them in their log only, and end with the same code for every reason; so
 the SuperNode writes to a file, `node/supernode.log` in the work folder, which is read as it grows.
 """
 
 import ipaddress
-import os
 import re
 import secrets
 import shlex
@@ -87,10 +86,12 @@ class Node:
             "FLWR_DISABLE_UPDATE_CHECK": "1",
         }
         upstream, roots, before = self._invitation.address, self._folder / "roots.pem", []
+        proxy = self._site.run.proxy
         if self._door:
-            upstream, roots = self._door.listen, self._door.certificate
-            environment["no_proxy"] = ",".join(filter(None, (_LOOPBACK, os.environ.get("no_proxy"))))
+            upstream, roots, proxy = self._door.listen, self._door.certificate, None
             before = [Process(FORWARDER, door.command(self._door))]
+        # The way is the site file's, whatever this service's own environment says of proxies.
+        environment |= {"https_proxy": proxy, "no_proxy": ""} if proxy else {"no_proxy": "*"}
         command = [
             *(_flower("flower-supernode"), "--superlink", upstream, "--root-certificates", str(roots)),
             *("--auth-supernode-private-key", str(node_files(self._site).node_key), "--isolation", "process"),
@@ -146,6 +147,7 @@ class Node:
             upstream_ca=self._folder / "roots.pem",
             client_certificate=self._site.run.certificate,
             client_key=node_files(self._site).client_key,
+            proxy=self._site.run.proxy,
             hold=0,
         )
 

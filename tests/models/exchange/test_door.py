@@ -411,6 +411,15 @@ def test_a_forwarder_shows_the_hospitals_certificate_to_the_front_door(
     assert upstream.seen[0].sha256 == hashlib.sha256(body).hexdigest()
 
 
+def test_a_forwarder_goes_through_the_hospitals_proxy(door, upstream, opened, call, proxy) -> None:
+    with opened(replace(door, proxy=proxy.url)):
+        assert call(door, content=b"x").content == b"answer"
+        proxy.refuses = True
+        upstream.more = {"Connection": "close"}
+        assert [call(door).status_code for _ in range(2)][-1] == 503
+    assert set(proxy.asked) == {upstream.url.removeprefix("https://")}
+
+
 def test_a_door_tells_nothing_to_an_upstream_that_it_does_not_trust(
     door, upstream, opened, stranger, call, tmp_path
 ) -> None:
@@ -567,6 +576,7 @@ def test_a_command_line_is_read_as_the_door_that_wrote_it(door, authority) -> No
         client_ca=authority.certificate,
         client_certificate=Path("a b/north.crt"),
         client_key=Path("north.key"),
+        proxy="http://proxy:3128",
         hold=12.5,
         again=1.0,
         max_bytes=7,

@@ -338,6 +338,33 @@ def test_a_port_where_nobody_listens_is_named(site: Site, authority: Authority) 
     assert "service runs" in last.fix
 
 
+def test_a_coordinator_is_reached_through_the_hospitals_proxy_which_looks_its_name_up(
+    site: Site, authority: Authority, server_key: Key, tmp_path: Path, proxy: Any
+) -> None:
+    certificate = authority.issue(server_key.public_key(), 90.5, ("hub.invalid",))
+    with serving(tmp_path, certificate, server_key, Coordinator()) as port:
+        findings = check_connection(invited(site, f"hub.invalid:{port}", authority.pem, proxy=proxy.url))
+    assert [finding for finding in findings if not finding.ok] == []
+    (found,) = (finding.found for finding in findings if finding.what == "port")
+    assert found == f"hub.invalid port {port} answers through {proxy.url}"
+    assert proxy.asked == [f"hub.invalid:{port}"]
+
+
+def test_a_proxy_that_is_in_the_way_is_named(site: Site, authority: Authority, proxy: Any) -> None:
+    proxy.refuses = True
+    *_, last = check_connection(invited(site, "hub.invalid:443", authority.pem, proxy=proxy.url))
+    assert (last.what, last.ok) == ("port", False)
+    assert last.found.startswith(f"run.proxy: {proxy.url}: does not let through to hub.invalid port 443 (")
+    assert "403" in last.found
+    assert "allow CONNECT to hub.invalid port 443" in last.fix
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        gone = f"http://127.0.0.1:{server.getsockname()[1]}"
+    *_, last = check_connection(invited(site, "hub.invalid:443", authority.pem, proxy=gone))
+    assert (last.what, last.found) == ("port", f"run.proxy: {gone}: Connection refused")
+    *_, last = check_connection(invited(site, "hub.invalid:443", authority.pem, proxy="http://proxy.invalid:3128"))
+    assert (last.what, last.found) == ("host name", "run.proxy: proxy.invalid: no address is known for this name")
+
+
 def test_a_name_that_nobody_knows_is_named(site: Site, authority: Authority) -> None:
     *_, last = check_connection(invited(site, "hub.invalid:443", authority.pem))  # RFC 6761: never resolves
     assert (last.what, last.ok) == ("host name", False)

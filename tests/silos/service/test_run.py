@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from flwr.app import Message, RecordDict
 from flwr.common.serde import run_from_proto
@@ -209,6 +210,41 @@ def test_the_secret_is_another_at_every_start(site: Path, home: Home) -> None:
 def test_a_runtime_port_that_the_site_names_is_used(site: Path, home: Home) -> None:
     site.write_text(site.read_text().replace("[run]", "[run]\nruntime_port = 9094"))
     assert Node(Site.load(site), home.invitation).address == "127.0.0.1:9094"
+
+
+def test_the_way_is_that_of_the_site_file_whatever_the_environment_says(
+    site: Path, home: Home, monkeypatch: pytest.MonkeyPatch, proxy: Any
+) -> None:
+    def call() -> None:
+        """Call the coordinator as Flower's SuperNode does: with httpx, in the environment that it is given."""
+        (*_, node) = Node(Site.load(site), home.invitation).processes()
+        with monkeypatch.context() as patch:
+            for name, value in node.environment.items():
+                patch.setenv(name, value)
+            with pytest.raises(httpx.TransportError):
+                httpx.post("https://hub.invalid:9")
+
+    proxy.refuses = True
+    monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+    call()
+    assert proxy.asked == []
+    site.write_text(site.read_text().replace("[run]", f'[run]\nproxy = "{proxy.url}"'))
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", "hub.invalid")
+    call()
+    assert proxy.asked == ["hub.invalid:9"]
+    with_certificate(site)
+    call()
+    assert proxy.asked == ["hub.invalid:9"]  # its forwarder is on this machine, and takes the proxy
+    assert f"--proxy={proxy.url}" in Node(Site.load(site), home.invitation).processes()[0].command
+
+
+def test_a_proxy_with_a_password_or_without_a_port_is_refused(site: Path) -> None:
+    before = site.read_text()
+    for wrong in ("http://me:secret@proxy:3128", "proxy:3128", "https://proxy:3128", "http://proxy"):
+        site.write_text(before.replace("[run]", f'[run]\nproxy = "{wrong}"'))
+        with pytest.raises(ConfigError, match=r"run\.proxy"):
+            Site.load(site)
 
 
 def test_an_executor_that_asks_for_a_new_supernode_gets_one(fakes: Fakes) -> None:
