@@ -381,7 +381,7 @@ def main() -> int:
     )
     parser.add_argument("--out", type=Path, default=Path("scripts/results"), help="default: scripts/results")
     parser.add_argument("--dimensions", type=int, nargs="+", default=[2, 3], choices=[2, 3])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--rounds", type=int, help="default: 90 of slices, 30 of volumes")
     parser.add_argument("--epochs", type=int, default=1, help="local epochs in a round (default: 1)")
     parser.add_argument("--workers", type=int, default=2, help="trials at the same time (default: 2)")
