@@ -121,9 +121,9 @@ class SegmentationTask:
             outputs: Logits `(B, K, *spatial)` float.
             targets: `(B, 1, *spatial)` int64.
         """
-        if not outputs.is_cuda:
-            return cast(torch.Tensor, self._loss(outputs, targets))
-        return self._without_class_numbers(outputs, targets)
+        if outputs.is_cuda:
+            return self._without_class_numbers(outputs, targets)
+        return cast(torch.Tensor, self._loss(outputs, targets))
 
     def infer(self, network: nn.Module, cases: Sequence[Case]) -> list[torch.Tensor]:
         """The network's outputs for whole cases, window by window, weighted towards each window's middle.
