@@ -1,6 +1,6 @@
 """What local training costs in bfloat16, beside a plain float32 loop doing as many steps on the same images.
 
-    python scripts/bench_training.py [--rounds 8] [--steps 8]
+    python scripts/bench_training.py [--rounds 16] [--steps 8]
     python scripts/bench_training.py --device cuda --size 256
 
 Make-believe patients; DenseNet121 tells slices with a lesion from those without, U-Net outlines the lesions; batches
@@ -39,7 +39,7 @@ from silos.training import device_for
 from silos.visit import Bench, set_up
 
 RESULTS = Path(__file__).parent / "results"
-TOLERANCE = 0.03  # of AUC or Dice, either way
+TOLERANCE = 0.03  # of AUC or Dice, by which ours may be worse
 PLAN = """
 name = "bench"
 purpose = "Measure."
@@ -90,7 +90,7 @@ class Row:
     @property
     def met(self) -> bool:
         """Whether ours learnt as much and is fast enough, if it must be."""
-        return self.plain / self.ours >= (self.bar or 0) and abs(self.learnt[0] - self.learnt[1]) <= TOLERANCE
+        return self.plain / self.ours >= (self.bar or 0) and self.learnt[1] >= self.learnt[0] - TOLERANCE
 
 
 def now(device: torch.device) -> float:
@@ -166,7 +166,7 @@ def measure(folder: Path, name: str, norm: str, bar: float | None, options: argp
 def main() -> int:
     """Measure, print, write down."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=8, help="of --steps steps each; default: 8")
+    parser.add_argument("--rounds", type=int, default=16, help="of --steps steps each; default: 16")
     parser.add_argument("--steps", type=int, default=8, help="default: 8")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
     parser.add_argument("--size", type=int, default=64, help="pixels along an edge; default: 64")
@@ -203,8 +203,8 @@ def main() -> int:
         "# Local training in bfloat16",
         "",
         f"By `scripts/bench_training.py`, {options.rounds} rounds of {options.steps} steps each, {options.size} x "
-        f"{options.size} pixels: {unit} per 100 images, the minimum over the steps, both in turns. Within {TOLERANCE} "
-        "of AUC or Dice is learnt alike.",
+        f"{options.size} pixels: {unit} per 100 images, the minimum over the steps, both in turns. At most "
+        f"{TOLERANCE} of AUC or Dice may be lost; so early in training either may be ahead.",
         f"Python {platform.python_version()}, torch {torch.__version__}, {processor(device)}.",
         "",
         "| " + " | ".join(header) + " |",
