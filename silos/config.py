@@ -4,6 +4,7 @@ What may leave stands in `[policy]`. Everything there is a permission, and what 
 forbidden: an absent key refuses.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -122,8 +123,15 @@ class Run(Settings):
     threads: Annotated[int, Field(ge=1)] = 1
     coordinator: LocalPath | None = None  # its invitation; without one, simulations only
     certificate: LocalPath | None = None  # of client.key, where the coordinator demands one
-    proxy: Annotated[str, Field(pattern=r"^http://[^/@\s]+:[0-9]{1,5}$")] | None = None  # on the way to the coordinator
+    proxy: str | None = None  # on the way to the coordinator
     runtime_port: Annotated[int, Field(ge=1024, le=65535)] | None = None  # of the SuperNode; a free one if absent
+
+    @field_validator("proxy")
+    @classmethod
+    def _plain_proxy(cls, proxy: str | None) -> str | None:
+        if proxy is not None and not re.fullmatch(r"http://[^/@\s]+:[0-9]{1,5}", proxy):
+            raise ValueError('must be like "http://proxy.example.org:3128", without user and password')
+        return proxy
 
 
 class Site(Settings):

@@ -160,9 +160,9 @@ def fit_many(jobs: Sequence[Job]) -> list[Vector | Exception]:
         ConfigError: The network or the loss cannot be batched.
     """
     longest = sorted(range(len(jobs)), key=lambda number: -steps_in(jobs[number].training, len(jobs[number].data)))
-    devices: dict[torch.device, list[int]] = {job.network.weights.device: [] for job in jobs}
+    devices: dict[torch.device, list[int]] = {}
     for number in longest:
-        devices[jobs[number].network.weights.device].append(number)
+        devices.setdefault(jobs[number].network.weights.device, []).append(number)
     found: dict[int, Vector | Exception] = {}
     with reproducible():
         for group in devices.values():

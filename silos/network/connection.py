@@ -102,7 +102,7 @@ class _Walk:
 
     def resolve(self) -> str:
         # A proxy looks the coordinator's name up by itself; this machine may know no names outside the hospital.
-        host, port = _parts(self._proxy.removeprefix("http://")) if self._proxy else (self._host, self._port)
+        host, port = _parts(self._proxy) if self._proxy else (self._host, self._port)
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
@@ -222,7 +222,8 @@ class _Walk:
 
 
 def _parts(address: str) -> tuple[str, int]:
-    host, _, port = address.rpartition(":")
+    """Host and port of `host:port`, or of `http://host:port`."""
+    host, _, port = address.removeprefix("http://").rpartition(":")
     return host.strip("[]"), int(port)
 
 
@@ -232,7 +233,7 @@ def _tunnel(proxy: str, host: str, port: int) -> socket.socket:
     Raises:
         ConfigError: The proxy does not answer, or does not let through.
     """
-    asked = http.client.HTTPConnection(*_parts(proxy.removeprefix("http://")), timeout=_CONNECT)
+    asked = http.client.HTTPConnection(*_parts(proxy), timeout=_CONNECT)
     asked.set_tunnel(host, port)
     try:
         asked.connect()

@@ -416,7 +416,8 @@ def test_a_forwarder_goes_through_the_hospitals_proxy(door, upstream, opened, ca
         assert call(door, content=b"x").content == b"answer"
         proxy.refuses = True
         upstream.more = {"Connection": "close"}
-        assert [call(door).status_code for _ in range(2)][-1] == 503
+        call(door)  # may still go over the tunnel that stands
+        assert call(door).status_code == 503
     assert set(proxy.asked) == {upstream.url.removeprefix("https://")}
 
 

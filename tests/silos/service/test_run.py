@@ -243,7 +243,7 @@ def test_a_proxy_with_a_password_or_without_a_port_is_refused(site: Path) -> Non
     before = site.read_text()
     for wrong in ("http://me:secret@proxy:3128", "proxy:3128", "https://proxy:3128", "http://proxy"):
         site.write_text(before.replace("[run]", f'[run]\nproxy = "{wrong}"'))
-        with pytest.raises(ConfigError, match=r"run\.proxy"):
+        with pytest.raises(ConfigError, match=r"run\.proxy: must be like .*, without user and password"):
             Site.load(site)
 
 
