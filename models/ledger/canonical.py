@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Callable
 from contextlib import suppress
+from functools import lru_cache
 from json.encoder import encode_basestring as _text  # escapes what RFC 8785 section 3.2.2.2 does, and no more
 from typing import Any, NoReturn
 
@@ -137,6 +138,7 @@ class _Unusual(Exception):  # noqa: N818 - it says what it is
     """A number that Python may not write as ECMAScript does."""
 
 
+@lru_cache(maxsize=1024)  # the same versions, rounds and sizes stand in line after line
 def _whole(text: str) -> int:
     number = int(text)
     if not -_SAFE < number < _SAFE:
