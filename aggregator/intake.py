@@ -21,7 +21,7 @@ from models.errors import (
     TooLarge,
 )
 from models.exchange.channel import Received
-from models.exchange.documents import Closing, Examples, Manifest, Refusal, Survey
+from models.exchange.documents import MAX_METRIC, Closing, Examples, Manifest, Refusal, Survey
 from models.exchange.encoding import Encoding
 from models.exchange.spec import Spec, norm
 from models.exchange.statement import Kind
@@ -29,9 +29,6 @@ from models.plan import Plan
 
 MAX_EXAMPLES = 1_000_000
 """No hospital has more images or patients in one study."""
-
-MAX_METRIC = 1e9
-"""No loss is longer; a larger number would spoil the means of the others."""
 
 _ANSWERS = {"survey": Kind.SURVEY, "train": Kind.UPDATE, "evaluate": Kind.REPORT, "close": Kind.CLOSING}
 _UNITS = {"patients": "patients", "images": "images", "equal": "silos"}

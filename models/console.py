@@ -117,12 +117,18 @@ def show_json(value: Any) -> None:
 
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print a table. In a pipe, and where rich is not installed, it has no frame and is as wide as it needs to be."""
-    cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
+    title = printable(title)
+    cells = [["" if cell is None else "\n".join(map(printable, str(cell).split("\n"))) for cell in row] for row in rows]
     if sys.stdout.isatty():
         with suppress(ImportError):  # a stranger's machine, where nothing but the auditor's command is installed
             _framed(title, columns, cells)
             return
     print("\n".join([title, *_plain([list(columns), *cells])]))
+
+
+def printable(text: str) -> str:
+    """Somebody else's words as one line, unable to overwrite ours on a terminal or to turn their direction."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _framed(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -9,6 +9,7 @@ escaped. Dashes tell lines apart as well as colours do, for a black-and-white pr
 
 import html
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 
 _WIDTH, _LEFT, _TOP, _BOTTOM = 720, 64, 22, 30
@@ -271,7 +272,7 @@ class _Rounds:
 def _ticks(low: float, high: float) -> list[float]:
     """Three to seven round numbers, the first not above `low` and the last not below `high`."""
     span = (high - low) or abs(high) or 1.0
-    power = 10.0 ** math.floor(math.log10(span / 4))
+    power = 10.0 ** math.floor(math.log10(max(span / 4, sys.float_info.min)))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor * 4 >= span * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [number * step for number in range(first, max(last, first + 1) + 1)]

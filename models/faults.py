@@ -10,8 +10,9 @@
 
     struck(faults, "north", round_)      # those that strike
 
-Whether a fault strikes depends on its own words, the silo's name and the round alone, so that a file says the same on
-every machine. Only a simulation takes faults (`silos.faults`); no order can carry one.
+Whether a fault strikes depends on its kind and seed, the silo's name and the round alone, so that a file says the same
+on every machine; two of one kind with a probability need a seed each. Only a simulation takes faults (`silos.faults`);
+no order can carry one.
 """
 
 import hashlib
@@ -28,6 +29,7 @@ from models.settings import Settings
 class Fault(Settings):
     """Whom a fault strikes, and when."""
 
+    what: str
     silos: Annotated[list[Name], Field(min_length=1)] | None = None
     rounds: tuple[int, int] | None = None
     probability: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -45,7 +47,7 @@ class Fault(Settings):
             return False
         if self.rounds is not None and not self.rounds[0] <= round_ <= self.rounds[1]:
             return False
-        return self.probability == 1 or chance(self.seed, silo, round_) < self.probability
+        return self.probability == 1 or chance(self.seed, self.what, silo, round_) < self.probability
 
 
 class Absent(Fault):

@@ -11,7 +11,7 @@ misspelt permission must never be read as an absent one; paths are relative to t
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -19,7 +19,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Val
 
 from models.errors import ConfigError
 
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kMGT]?B)\s*")
+_SIZE = re.compile(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([kMGT]?B)\s*")
 _UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
@@ -65,12 +65,19 @@ class Settings(BaseModel):
         try:
             return cls.model_validate(content, context={"folder": (folder or Path()).absolute()})
         except ValidationError as error:
-            lines = [f"{source}: {_explain(item)}" for item in error.errors(include_url=False)]
+            items = error.errors(include_url=False)
+            lines = [f"{source}: {_explain(item, cls.model_fields)}" for item in items if not _follows(item, items)]
             raise ConfigError("\n".join(lines), "correct the keys named above") from error
 
 
-def _explain(item: Any) -> str:
-    """One pydantic error as `key: what is wrong (got value)`."""
+def _follows(item: Any, items: Iterable[Any]) -> bool:
+    """Whether a list is only too short because others of these errors are of its values, which pydantic left out."""
+    loc = item["loc"]
+    return item["type"] == "too_short" and any(other["loc"][:-1] == loc for other in items if other["loc"])
+
+
+def _explain(item: Any, fields: Collection[str]) -> str:
+    """One pydantic error as `key: what is wrong (got value)`, where the whole may have fields of these names."""
     key = ".".join(str(part) for part in item["loc"]) or "(whole file)"
     kind, given, context = item["type"], item["input"], item.get("ctx", {})
     if kind == "missing":
@@ -88,12 +95,17 @@ def _explain(item: Any) -> str:
         what = f"{words} {context[bound]:g}"
     else:
         what = str(context.get("error") or item["msg"])
+        if not item["loc"] and re.split(r"[.:]", what)[0] in fields:
+            return what  # it names its key itself
     return f"{key}: {what}" if isinstance(given, dict) else f"{key}: {what} (got {given!r})"
 
 
 def _resolve(path: Path, info: ValidationInfo) -> Path:
     folder = (info.context or {}).get("folder", Path())
-    return Path(folder, path.expanduser())
+    try:
+        return Path(folder, path.expanduser())
+    except RuntimeError:  # pathlib's word for it
+        raise ValueError(f"there is no home folder of {path.parts[0]!r}") from None
 
 
 def _size(value: Any) -> Any:

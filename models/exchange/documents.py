@@ -16,6 +16,7 @@ from pydantic import AfterValidator, AllowInfNan, Field, StringConstraints, Vali
 from models.errors import Malformed, is_wire_code
 from models.exchange.spec import Spec, TensorSpec
 from models.exchange.survey import BEYOND, CELLS, TableName, Total, band
+from models.exchange.weights import object_once
 from models.ledger.canonical import canonical, digest
 from models.plan import MetricName, Plan
 from models.settings import Settings
@@ -55,7 +56,7 @@ class Document(Settings):
         if len(content) > MAX_DOCUMENT:
             raise Malformed(f"a {cls.__name__} of {len(content)} bytes is above the limit of {MAX_DOCUMENT}")
         try:
-            json.loads(content, object_pairs_hook=_object)
+            json.loads(content, object_pairs_hook=object_once)
             return cls.model_validate_json(content, strict=True)
         except ValidationError as error:
             # Only our own word for the place: an unknown key, and pydantic's text, are the sender's words.
@@ -64,13 +65,6 @@ class Document(Settings):
             raise Malformed(f"is no valid {cls.__name__}: {where}") from None
         except (ValueError, RecursionError):
             raise Malformed(f"is no valid {cls.__name__}: not JSON") from None
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; a key that stands there twice could be read in two ways, and pydantic takes the last."""
-    if len(dict(pairs)) != len(pairs):
-        raise ValueError("a key stands there twice")
-    return dict(pairs)
 
 
 class Agreement(Document):
@@ -92,12 +86,6 @@ class Agreement(Document):
     def study(self) -> str:
         """The study's identity: SHA-256 (hex) of this document."""
         return digest(self.encode())
-
-    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """A copy, perhaps changed; it does not keep the identity that this one was asked for."""
-        copied = super().model_copy(update=update, deep=deep)
-        copied.__dict__.pop("study", None)
-        return copied
 
 
 VisitKind = Literal["survey", "train", "evaluate", "close"]
@@ -169,6 +157,10 @@ class Privacy(Settings):
     unit: Literal["silo"] = "silo"
     epsilon: float
     delta: float
+
+
+MAX_METRIC = 1e9
+"""No metric is larger; such a number would spoil the mean of all."""
 
 
 class Manifest(Document):

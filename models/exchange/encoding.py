@@ -10,8 +10,8 @@ whoever unpacks has the very float32 numbers that the digest names, and a simula
 | `bfloat16` | 8 significant bits, to nearest, ties to even | 2 | about 1.4 |
 | `compact` | arrays of two and more dimensions in 50 steps, the rest as `bfloat16` | 1 | about 0.6 |
 
-`compact` moves no number by more than 1 % of its array's range (0 belongs to the range). What has one dimension, as
-the statistics and gains of normalisation layers, is few numbers and matters much, so it is told finely.
+`compact` moves no number by more than 1 % of its array's range (0 belongs to the range; one below 6e-37 is 0). What has
+one dimension, as statistics and gains of normalisation layers, is few numbers and matters much, so it is told finely.
 
 Packed are first the lower bytes of all bfloat16 numbers, which are chance and would not get smaller; then, under
 Zstandard (RFC 8878), their higher bytes and what `compact` tells. Both sizes are known beforehand, and nothing larger
@@ -221,10 +221,12 @@ def _step(part: Vector) -> np.float32:
     """The step in which an array is told.
 
     It is cut to bfloat16's eight bits, so that a multiple of it is exact in float32, and it can be found again from its
-    multiples.
+    multiples. Below the smallest normal number (1e-38) there are no eight bits, and it is 0.
     """
-    step = np.array([_range(part) / _STEPS], np.float32).view(np.uint32)
-    return np.float32((step & np.uint32(0xFFFF0000)).view(np.float32)[0])
+    step = np.array([_range(part) / _STEPS], np.float32)
+    if step[0] < np.finfo(np.float32).tiny:
+        return np.float32(0)
+    return np.float32((step.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)[0])
 
 
 def _step_of(part: Vector) -> np.float32:
@@ -233,12 +235,13 @@ def _step_of(part: Vector) -> np.float32:
     Raises:
         ValueError: There is none.
     """
-    width = _range(part)
+    width, end = _range(part), max(float(part.max()), 0.0)
     if width == 0:
         return np.float32(0)
     for count in (_STEPS, _STEPS + 1, _STEPS - 1):  # both ends were rounded
         step = np.float32(width / count)
-        if float(step) * count == width and not step.view(np.uint32) & 0xFFFF:
+        # 51 steps may be as wide as 50 of another size, of which the upper end is then no multiple.
+        if float(step) * count == width and not step.view(np.uint32) & 0xFFFF and end % float(step) == 0:
             return step
     raise ValueError("the vector has other numbers than its encoding")
 

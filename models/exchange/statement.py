@@ -52,7 +52,7 @@ class Statement:
         prev: xid of statement n - 1; `GENESIS` for the first.
         answers: xid of the order that a reply answers, or None.
         body: SHA-256 of the document.
-        payload: Vector digest of the arrays, or None if none travel.
+        payload: Digest of the arrays (`vector_digest` of a model, `update_digest` of an update); None if none travel.
         nbytes: Bytes of document and arrays together, in the study's encoding and before compression on the way.
         v: Version of this form, 1.
 

@@ -24,6 +24,7 @@ DOMAIN = b"intramural vector v1\n"
 
 _LARGEST_HEADER = 100 * 2**20  # bytes, as in the safetensors library
 _PIECE = 2**20  # bytes that are hashed at a time
+_AXES = 64  # of an array, at most, as in numpy
 _ITEM = 4  # bytes of a float32
 
 
@@ -45,9 +46,9 @@ def file_digests(path: Path) -> tuple[str, str]:
         file.seek(0)
         try:
             listing, expected = _layout(file, size)
+            layout = digest(canonical(listing))
         except (ValueError, RecursionError) as error:
             raise Malformed(f"{path.name}: is no model of a study: {error}", "ask for the file again") from None
-        layout = digest(canonical(listing))
         state = hashlib.sha256(DOMAIN + bytes.fromhex(layout))
         while piece := file.read(_PIECE):
             state.update(piece)
@@ -62,7 +63,7 @@ def _layout(file: BinaryIO, size: int) -> tuple[list[dict[str, Any]], int]:
     length = int.from_bytes(file.read(8), "little")
     if size < 8 or length > min(size - 8, _LARGEST_HEADER):
         raise ValueError("its header is longer than the file")
-    header = json.loads(file.read(length).decode(), object_pairs_hook=_object)
+    header = json.loads(file.read(length).decode(), object_pairs_hook=object_once)
     if not isinstance(header, dict):
         raise ValueError("its header is no JSON object")
     listing, place = [], 0
@@ -80,7 +81,11 @@ def _array(value: Any, place: int) -> tuple[list[int], int]:
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"} or value["dtype"] != "F32":
         raise ValueError("an array is not float32")
     shape = value["shape"]
-    if not isinstance(shape, list) or not all(type(length) is int and length >= 0 for length in shape):
+    if (
+        not isinstance(shape, list)
+        or len(shape) > _AXES
+        or not all(type(length) is int and 0 <= length < 2**53 for length in shape)
+    ):
         raise ValueError("an array has an impossible shape")
     end = place + _ITEM * math.prod(shape)
     if value["data_offsets"] != [place, end]:
@@ -88,7 +93,12 @@ def _array(value: Any, place: int) -> tuple[list[int], int]:
     return shape, end
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def object_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object for `json.loads`; one in which a name stands twice could be read in two ways.
+
+    Raises:
+        ValueError: A name does.
+    """
     if len(dict(pairs)) != len(pairs):
         raise ValueError("a name stands there twice")
     return dict(pairs)

@@ -21,6 +21,7 @@ from models.ledger import Checkpoint, Verifier, cosigners, verify_consistency
 from models.ledger.canonical import canonical, digest, parse
 
 _MAX_ROSTER = 10_000
+_MAX_HEADS = 128  # each of another size, and there are no more proofs in a message
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,9 @@ def read_testimony(content: bytes) -> Testimony:
         value = None
     if not isinstance(value, dict) or value.keys() != {"roster", "heads"}:
         raise Malformed("the testimony of the witnesses cannot be read", detail="witnesses")
-    for part in value.values():
-        if not isinstance(part, list) or len(part) > _MAX_ROSTER or not all(isinstance(item, str) for item in part):
+    for name, most in (("roster", _MAX_ROSTER), ("heads", _MAX_HEADS)):
+        part = value[name]
+        if not isinstance(part, list) or len(part) > most or not all(isinstance(item, str) for item in part):
             raise Malformed("the testimony of the witnesses cannot be read", detail="witnesses")
     return Testimony(tuple(value["roster"]), tuple(value["heads"]))
 
@@ -137,4 +139,9 @@ def require(
 @lru_cache(maxsize=64)  # in a simulation every hospital is shown the same heads
 def _cosigned(note: str, roster: tuple[str, ...], coordinator: Verifier) -> tuple[Checkpoint, frozenset[str]]:
     """A cosigned head, and who cosigned it."""
-    return Checkpoint.open(note, coordinator), cosigners(note, [Verifier.parse(vkey) for vkey in roster])
+    return Checkpoint.open(note, coordinator), cosigners(note, _keys(roster))
+
+
+@lru_cache(maxsize=8)
+def _keys(roster: tuple[str, ...]) -> tuple[Verifier, ...]:
+    return tuple(Verifier.parse(vkey) for vkey in roster)

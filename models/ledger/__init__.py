@@ -4,7 +4,7 @@ Each party keeps one. Writing needs the party's private key; checking needs noth
 party's public key, and no other part of this toolkit.
 
     with Ledger.open(folder, signer) as ledger:
-        ledger.append(Entry(Event.UPDATE_OFFERED, {"digest": "9f2c..."}, round=3))   # durable when it returns
+        ledger.append(Entry(Event.STUDY_CLOSED, {"model": "9f2c..."}, study, round=3))   # durable when it returns
 
     opened = read(folder, Verifier.parse(vkey))      # raises if one byte of the past has changed
 

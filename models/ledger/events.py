@@ -18,8 +18,9 @@ from models.ledger.merkle import leaf_hash
 START = "0" * 64
 """What the first line names as the line before it."""
 
-MAX_LINE = 65_535
-"""Bytes of the longest line, so that C2SP log tiles can hold it; what is longer goes into a manifest."""
+MAX_LINE = 2**20
+"""Bytes of the longest line: that of a round in which six thousand hospitals took part. What is unbounded goes into a
+manifest."""
 
 
 class Event(StrEnum):

@@ -1,7 +1,7 @@
 """Writing a ledger: lines that are durable before anything else happens, under one signed head.
 
     with Ledger.open(folder, signer) as ledger:
-        ledger.append(Entry(Event.UPDATE_OFFERED, {"digest": "9f2c..."}, round=3))
+        ledger.append(Entry(Event.STUDY_CLOSED, {"model": "9f2c..."}, study, round=3))
 
 The folder is that of `reading`, with a `lock` held by the one process that writes. When `append` returns,
 the lines survive the death of the process and of the machine; when it raises, nothing may be sent or

@@ -94,6 +94,9 @@ def read(folder: Path | str, verifier: Verifier | None = None) -> Opened:
     opening = records[0].body
     try:
         verifier = verifier or Verifier.parse(str(opening.get("vkey")))
+    except Malformed as error:
+        raise Malformed(f"{path}: line 1: {error}", TAMPERED) from error
+    try:
         note = signed.decode()
         head = Checkpoint.open(note, verifier)
     except UnicodeDecodeError:

@@ -1,8 +1,8 @@
 """Every word that a ledger can say, and the JSON Schema that tells it to other programs.
 
 An event's line has the keys of its row here and no others, so whoever reads a ledger in ten years, or hands
-it to a log collector today, knows all that can stand in it; and since nothing can stand in it that is not
-named here, nothing of a patient can.
+it to a log collector today, knows all that can stand in it. `intramural-audit verify` finds a line that says
+anything else.
 
     explain(record)     # "" or what is wrong with the line
     json_schema()       # draft 2020-12, one definition per event

@@ -5,11 +5,11 @@ its digest, and what it then trains is decided by the plan alone: an order adds 
 model and nothing else.
 """
 
-import math
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
+from models.ledger.canonical import canonical
 from models.plan.imaging import Augmentation, Classification, Imaging, Landmarks, Segmentation
 from models.plan.strategy import Strategy
 from models.plan.task import AnyTask, MetricName, Named, Network, TaskSettings, Unit, Word, register
@@ -54,27 +54,21 @@ class Plan(Settings):
     coordinator: Name = "aggregator"  # the name that signs orders
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     rounds: Annotated[int, Field(ge=1, le=10_000)]
-    min_silos: Annotated[int, Field(ge=1)] = 2  # fewer accepted updates make the round void
+    min_silos: Annotated[int, Field(ge=1, le=10_000)] = 2  # fewer accepted updates make the round void
     deadline: Annotated[float, Field(gt=0)] = 3600.0  # seconds that a round waits for its silos
     stragglers: Annotated[Literal["drop", "partial"], Field(exclude_if=lambda value: value == "drop")] = "drop"
-    silos_per_round: Annotated[int | None, Field(ge=1, exclude_if=lambda value: value is None)] = None  # all if absent
+    # All if absent.
+    silos_per_round: Annotated[int | None, Field(ge=1, le=10_000, exclude_if=lambda value: value is None)] = None
     weights: Literal["patients", "images", "equal"] = "images"
     metrics: Annotated[list[MetricName], Field(min_length=1)] = ["loss", "auc"]
     max_norm: Annotated[float, Field(gt=0)] = 100.0  # a longer update (L2) is refused as poisoned
-    max_bytes: Annotated[ByteSize, Field(ge=1)] = 2 * 10**9  # a larger update, in its encoding, is refused
+    max_bytes: Annotated[ByteSize, Field(ge=1, lt=2**53)] = 2 * 10**9  # a larger update, in its encoding, is refused
     # How finely updates are told; spelt out in the agreement unless it is what the first studies had.
     encoding: Annotated[Encoding, Field(exclude_if=lambda value: value == "float32")] = "bfloat16"
     keep_updates: bool = False  # keep each silo's update after the round, for replay
     task: AnyTask
     training: Training
     strategy: Strategy = Strategy()
-
-    @field_validator("deadline", "max_norm")
-    @classmethod
-    def _finite(cls, value: float) -> float:
-        if not math.isfinite(value):
-            raise ValueError("must be a finite number")
-        return value
 
     @model_validator(mode="after")
     def _the_strategy_can_work(self) -> Self:
@@ -99,6 +93,11 @@ class Plan(Settings):
     def _task_gives_the_metrics(self) -> Self:
         if other := [name for name in self.metrics if name not in self.task.gives]:
             raise ValueError(f"metrics: {self.task.name} gives {', '.join(sorted(self.task.gives))}, not {other[0]}")
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_digest(self) -> Self:
+        canonical(self.model_dump(mode="json"))  # else some number is larger than any canonical JSON can tell
         return self
 
 

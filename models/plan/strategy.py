@@ -17,7 +17,8 @@
 | `scaffold` | each silo's steps are corrected for its own drift | Karimireddy et al., ICML 2020, arXiv 1910.06378 |
 
 The names are those of Flower's strategies, which has no SCAFFOLD, and so are the parameters but Krum's two; mu = 0 is
-FedAvg to the bit.
+FedAvg to the bit. The adaptive three are as Flower has them: `fedadam` with Adam's bias correction, which Reddi et al.
+leave out; all three start with a second moment of 0.
 """
 
 from collections.abc import Collection, Mapping

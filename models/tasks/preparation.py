@@ -145,6 +145,10 @@ def _stretch(image: torch.Tensor, size: Sequence[int], mode: str) -> npt.NDArray
     return interpolate(image[None, None], tuple(size), mode=mode)[0, 0].numpy()
 
 
+class VolumeTooLarge(DataError):  # noqa: N818 - it says what it is
+    """At the study's spacing an image would have more voxels than can be held."""
+
+
 def grid(
     shape: Sequence[int], spacing: Sequence[float] | None, wanted: Sequence[float] | None
 ) -> tuple[tuple[int, ...], tuple[float, ...] | None]:
@@ -159,7 +163,8 @@ def grid(
         The new shape; and its spacing, which differs from the wanted one by what makes the voxels fit.
 
     Raises:
-        DataError: The spacing is not known, or there would be too many voxels.
+        DataError: The spacing is not known.
+        VolumeTooLarge: There would be too many voxels.
     """
     if wanted is None:
         return tuple(shape), None if spacing is None else tuple(spacing)
@@ -168,7 +173,7 @@ def grid(
     wanted = [*wanted, *spacing[len(wanted) :]]
     new = tuple(max(1, round(n * mm / to)) for n, mm, to in zip(shape, spacing, wanted, strict=True))
     if np.prod(new, dtype=np.float64) > _LARGEST:
-        raise DataError(f"at the study's spacing an image would have {' x '.join(map(str, new))} voxels")
+        raise VolumeTooLarge(f"at the study's spacing an image would have {' x '.join(map(str, new))} voxels")
     return new, tuple(n * mm / to for n, mm, to in zip(shape, spacing, new, strict=True))
 
 

@@ -1,5 +1,6 @@
 """The plan: what a study may say of its task, and that earlier studies keep their identity."""
 
+import math
 import re
 import tomllib
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from models.errors import ConfigError
 from models.ledger.canonical import canonical, digest
 from models.plan import Classification, Plan, Segmentation, Strategy
+from models.settings import LocalPath, Settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -219,3 +221,54 @@ def test_codes_are_of_the_classes_alone_and_their_absence_leaves_the_digest_alon
     for wrong in ({"tumour": codes["lesion"]}, {"lesion": {"category": "SCT:49755003", "type": "a lesion"}}):
         with pytest.raises(ValueError, match="codes"):
             Segmentation.model_validate({**settings, "codes": wrong})
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"max_bytes": "10000 TB"}, r"max_bytes: must be less than 9.*e\+15"),
+        ({"max_bytes": f"{'9' * 400} MB"}, r"max_bytes: must be a size"),
+        ({"min_silos": 10**20}, r"min_silos: must be at most 10000"),
+        ({"silos_per_round": 10**20}, r"silos_per_round: must be at most 10000"),
+        ({"deadline": math.inf}, r"deadline: .*finite"),
+        ({"task": classification(network={"name": "cnn", "arguments": {"width": 10**20}})}, "too large for JSON"),
+    ],
+)
+def test_a_number_that_no_agreement_can_say_is_named(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        plan(**{"task": classification(), **changes})
+
+
+def test_what_is_wrong_with_the_values_of_a_list_is_not_told_of_the_list_again() -> None:
+    with pytest.raises(ConfigError) as caught:
+        plan(classification(size=[1, 1]))
+    assert str(caught.value).splitlines() == [
+        "study.toml: task.size.0: must be at least 8 (got 1)",
+        "study.toml: task.size.1: must be at least 8 (got 1)",
+    ]
+    with pytest.raises(ConfigError, match=r"task\.size: Tuple should have at least 2 items"):
+        plan(classification(size=[64]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"metrics": ["loss", "dice"]}, "metrics"),
+        ({"silos_per_round": 1}, "silos_per_round"),
+        ({"strategy": {"name": "scaffold"}}, "training"),
+        ({"strategy": {"name": "krum"}, "min_silos": 2}, "min_silos"),
+        ({"strategy": {"name": "fedtrimmedavg", "beta": 0.1}}, "strategy.beta"),
+    ],
+)
+def test_a_value_that_does_not_fit_the_others_is_named_by_its_key(changes: dict[str, Any], key: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        plan(classification(), **changes)
+    assert str(caught.value).startswith(f"study.toml: {key}: ")
+
+
+def test_a_home_folder_that_nobody_has_is_named() -> None:
+    class Place(Settings):
+        root: LocalPath
+
+    with pytest.raises(ConfigError, match=r"root: there is no home folder of '~nobody-has-this-name'"):
+        Place.parse({"root": "~nobody-has-this-name/dicom"}, source="site.toml")

@@ -128,3 +128,14 @@ def test_an_infinite_step_gives_numbers_that_intake_refuses() -> None:
 
 def test_a_plan_says_bfloat16_unless_told_otherwise() -> None:
     assert Plan.load("configs/study-fedprox.toml").encoding == "bfloat16"
+
+
+def test_a_compact_update_is_packed_whichever_way_its_ends_were_rounded() -> None:
+    encoding = Encoding("compact", Spec.of({"w": (2, 2)}))
+    # 51 steps of 50 are as wide as 50 steps of 51; and of 1e-38 nothing can be told in eight bits.
+    for numbers in ([1275.5, -1229, 3, 4], [1e-38, -7e-39, 3e-39, 0]):
+        rounded = encoding.rounded(np.array(numbers, np.float32))
+        assert encoding.unpack(encoding.pack(rounded)).tobytes() == rounded.tobytes()
+    for seed in range(2000):
+        rounded = encoding.rounded(normal(seed, encoding.spec) * np.float32(10.0 ** (seed % 13 - 6)))
+        assert encoding.unpack(encoding.pack(rounded)).tobytes() == rounded.tobytes()

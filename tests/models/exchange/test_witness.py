@@ -53,6 +53,13 @@ def test_more_than_half_are_enough_and_the_hospital_itself_counts() -> None:
         ask(cosigned(12, "east"))
 
 
+def test_no_more_heads_are_read_than_a_message_has_proofs_for() -> None:
+    note = cosigned(12, "east")
+    assert len(read_testimony(witness.Testimony(vkeys("east"), (note,) * 128).encoded).heads) == 128
+    with pytest.raises(Malformed):
+        read_testimony(witness.Testimony(vkeys("east"), (note,) * 129).encoded)
+
+
 def test_half_is_not_enough() -> None:
     with pytest.raises(NotWitnessed):
         ask(cosigned(12, "east"), roster=("east", "north", "south", "west"))

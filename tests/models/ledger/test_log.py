@@ -175,7 +175,7 @@ def test_old_heads_are_proven_to_be_the_past_of_new_ones(tmp_path: Path) -> None
         Entry("log.opened"),
         Entry(Event.ROUND_VOID, {"loss": float("nan")}),
         Entry(Event.ROUND_VOID, {"path": Path("x")}),
-        Entry(Event.ROUND_VOID, {"long": "x" * 70_000}),
+        Entry(Event.ROUND_VOID, {"long": "x" * 2**20}),
         Entry(Event.ROUND_VOID, study="lgg-2026"),
         Entry(Event.ROUND_VOID, round=-1),
         Entry(Event.ROUND_VOID, round=True),
@@ -620,3 +620,10 @@ def test_a_ledger_inherited_by_a_forked_process_does_not_write(folder: Path, mon
             with pytest.raises(NotAppended, match="another process"):
                 ledger.append(entry(7))
         ledger.append(entry(7))
+
+
+def test_a_round_of_a_thousand_hospitals_is_one_line(tmp_path: Path) -> None:
+    inputs = [{"silo": f"hospital-{n}", "xid": "a" * 64, "digest": "b" * 64, "weight": 34.5} for n in range(1000)]
+    with Ledger.create(tmp_path / "ledger", NORTH) as ledger:
+        ledger.append(Entry(Event.AGGREGATED, {"inputs": inputs}, "c" * 64, 1))
+    assert read(tmp_path / "ledger").records[-1].body["inputs"] == inputs
