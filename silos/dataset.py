@@ -8,6 +8,7 @@ appended.
 """
 
 import fcntl
+import importlib.metadata
 import json
 import mmap
 import os
@@ -26,11 +27,12 @@ from models.errors import ConfigError, DataError
 from models.ledger.canonical import canonical, digest
 from models.plan import TaskSettings, Unit
 from models.tasks import Case, Task
+from models.tasks.preparation import VolumeTooLarge
 from silos.cohort import Arrays, Cohort
 from silos.config import Annotations, Data
 from silos.dicom.annotation import UnfitAnnotation, read_mask
 from silos.dicom.decode import read_image
-from silos.dicom.geometry import Floats
+from silos.dicom.geometry import Floats, Misfit
 from silos.dicom.header import Reason, UnreadableFile
 from silos.dicom.series import Stack, read_volume
 from silos.dicom.upright import spacing_of, upright
@@ -38,7 +40,17 @@ from silos.packed import Packed, PackedImage, pack, row_type
 
 OUT_OF_RANGE = "pixel values out of range"
 
-_VERSION = 4  # of the index, and of the arithmetic between file and case; raise it when one changes
+_VERSION = 5  # of the index, and of the arithmetic between file and case; raise it when one changes
+_READERS = (  # packages that turn files into pixels, or fail to
+    "highdicom",
+    "monai",
+    "pydicom",
+    "pyjpegls",
+    "pylibjpeg",
+    "pylibjpeg-libjpeg",
+    "pylibjpeg-openjpeg",
+    "pylibjpeg-rle",
+)
 _BATCH = 256  # cases between two commits,
 _BYTES = 2**27  # and bytes
 
@@ -137,6 +149,16 @@ class Dataset:
     train: Prepared | Held
     held_out: Prepared | Held
     mapped: mmap.mmap | None = None
+
+    @cached_property
+    def judged(self) -> int:
+        """Held-out patients whom metrics tell of; of cases with masks, those in whom something is drawn."""
+        side = self.held_out
+        drawn = np.ones(len(side), bool)
+        for row in np.flatnonzero(side.targets < 0):
+            (case,) = side.take(np.array([row]))
+            drawn[row] = case.mask is None or case.mask.any()
+        return int(self.cohort.side(held_out=True)["patient"][drawn].nunique())
 
     def rest(self) -> None:
         """Let go of the images' memory; what is looked at again is mapped again, from the system's cache as a rule."""
@@ -264,7 +286,15 @@ def _name(settings: TaskSettings, annotations: Annotations | None) -> str:
     what: list[Any] = [settings.model_dump(mode="json", exclude=set(settings.unprepared))]
     if settings.drawn and annotations is not None:
         what += [settings.classes, annotations.model_dump(mode="json", exclude={"kinds"})]
-    return digest(canonical([_VERSION, *what]))[:16]
+    return digest(canonical([_VERSION, {name: _installed(name) for name in _READERS}, *what]))[:16]
+
+
+def _installed(package: str) -> str:
+    """The version of a package, "" if it is not there."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def _open_index(path: Path) -> sqlite3.Connection:
@@ -319,7 +349,8 @@ def _fill(
         for done, row in enumerate(missing.itertuples(index=False), start=1):
             name, found = os.fsencode(row.name), read(row)
             if isinstance(found, str):
-                entries.append((name, row.stamp, None, None, None, found))
+                # Its `stop` keeps the file from being cut shorter: what lay there last may still be in use elsewhere.
+                entries.append((name, row.stamp, None, end, None, found))
             else:
                 stop = end + file.write(_record(found))
                 about = json.dumps([found.image.shape, found.spacing, found.mask is not None])
@@ -352,6 +383,8 @@ def _prepared(case: Any, data: Data, settings: TaskSettings, task: Task) -> Case
         return error.reason.value
     except ConfigError:
         raise
+    except VolumeTooLarge:
+        return Misfit.TOO_LARGE.value
     except DataError:
         return OUT_OF_RANGE
     with np.errstate(all="ignore"):

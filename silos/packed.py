@@ -1,7 +1,7 @@
 """Prepared images in half the space: 16 bits a value, read from disk only where they are used.
 
     file.write(pack(image))                     # float32 of any range
-    store = Packed.open(path, count, shape)     # memory-mapped
+    store = Packed(np.memmap(path, row_type(shape), "r"))     # of images of one shape
     store[3], store[[3, 1, 4]]                  # float32 again
     volume = PackedImage.at(data, offset, shape)    # of images of many shapes, one, read where it is indexed
 
@@ -11,7 +11,6 @@ the file holds: the same numbers in the first epoch and in every later run, on e
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,22 +28,6 @@ class Packed:
     """
 
     rows: npt.NDArray[Any]
-
-    @classmethod
-    def open(cls, path: Path, count: int, shape: tuple[int, ...]) -> "Packed":
-        """Map the first images of a file into memory.
-
-        Args:
-            path: Written by `pack`.
-            count: Of images; if there is none, the file need not be there.
-            shape: Of an image.
-
-        Raises:
-            OSError: The file cannot be opened.
-            ValueError: It is shorter.
-        """
-        dtype = row_type(shape)
-        return cls(np.memmap(path, dtype, "r", shape=(count,)) if count else np.zeros(0, dtype))
 
     def __len__(self) -> int:
         """How many images."""

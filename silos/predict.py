@@ -40,6 +40,8 @@ def predict(
         ConfigError: The folder exists, the bundle is none, or this hospital keeps no layers of the study.
         DataError: There is nothing to predict, or a file is damaged.
     """
+    if not (bundle / "configs").is_dir():  # a study's own folder holds an agreement too
+        raise ConfigError(f"{bundle} is no released model", "release one first: intramural-aggregator release")
     plan = inference.agreement(bundle).plan
     torch.set_num_threads(site.run.threads)
     network = inference.network(bundle, device_for(site.run.device), _kept(site, bundle))

@@ -1,9 +1,11 @@
 """The hospital's own table of labels, joined with images by what their headers say."""
 
+import csv
 import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 import pandas as pd
@@ -16,6 +18,8 @@ NO_LABEL = "no label"
 NO_CLASS = "label mapped to nothing"
 CONFLICT = "conflicting labels"
 NO_IMAGE = "label without an image"
+
+_TABLE = "give a CSV file with a header line"
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,15 +83,19 @@ def read_labels(labels: Labels) -> pd.DataFrame:
     """The hospital's table, every cell as text.
 
     Raises:
-        ConfigError: It is missing, is no table, or lacks a column that the site names.
+        ConfigError: It is missing, is no table, or lacks a column that the site names; with the line, if there is one.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # of rows longer than the header
             table = pd.read_csv(labels.file, sep=labels.delimiter, dtype=str, keep_default_na=False, index_col=False)
-    except (OSError, ValueError, pd.errors.ParserWarning) as error:  # pandas' parser errors are ValueErrors
-        what = error.strerror if isinstance(error, OSError) else "is no table that can be read"
-        raise ConfigError(f"data.labels.file: {labels.file}: {what}", "give a CSV file with a header line") from error
+    except PermissionError as error:
+        raise ConfigError(f"data.labels.file: {labels.file}: {error.strerror}", "let this user read it") from error
+    except OSError as error:
+        raise ConfigError(f"data.labels.file: {labels.file}: {error.strerror}", _TABLE) from error
+    except (ValueError, pd.errors.ParserWarning) as error:  # pandas' parser errors are ValueErrors
+        what, fix = _flaw(labels)
+        raise ConfigError(f"data.labels.file: {labels.file} {what}", fix) from error
     table.columns = table.columns.str.strip()
     wanted = {f"data.labels.join.{keyword}": column for keyword, column in labels.join.items()}
     for key, column in {**wanted, "data.labels.value": labels.value}.items():
@@ -97,6 +105,31 @@ def read_labels(labels: Labels) -> pd.DataFrame:
                 "name one of these columns, or set data.labels.delimiter",
             )
     return table
+
+
+def _flaw(labels: Labels) -> tuple[str, str]:
+    """What is wrong with a table that pandas refused, and what to do about it."""
+    content = labels.file.read_bytes()
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        return f"is not UTF-8 (line {line})", "save it as CSV UTF-8"
+    if not text.strip():
+        return "is empty", _TABLE
+    rows = csv.reader(StringIO(text, newline=""), delimiter=labels.delimiter)
+    header: list[str] = []
+    try:
+        for row in rows:
+            header = header or row
+            if len(row) > len(header):
+                return (
+                    f"line {rows.line_num} has {len(row)} fields, the header {len(header)}",
+                    'correct the line; a field with a delimiter in it stands in quotes: "..."',
+                )
+    except csv.Error:  # what pandas refused, too
+        pass
+    return "is no table that can be read", _TABLE
 
 
 def _targets(values: pd.Series, labels: Labels, classes: Sequence[str]) -> tuple[pd.Series, pd.Series]:

@@ -24,7 +24,7 @@ def of_site(found: Scan, data: Data) -> Scan:
     if data.patients is None:
         return found
     try:
-        lines = data.patients.read_text(encoding="utf-8").splitlines()
+        lines = data.patients.read_text(encoding="utf-8-sig").splitlines()  # Windows begins such a file with a mark
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
         raise ConfigError(

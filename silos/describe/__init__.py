@@ -95,6 +95,7 @@ def describe(site: Site, plan: Plan | None = None, images: int | None = None, pr
         unreadable=seen.unreadable,
         blank=int(seen.images["blank"].sum()),
         duplicates=collect.duplicates(known),
+        notes={} if cohort is None else collect.notes(cohort),
     )
     pictures = {what: _pictures(site.data.folder, part) for what, part in _examples(known)}
     return Found(description, pictures, None if plan is None or cohort is None else _survey(site, scanned, cohort))

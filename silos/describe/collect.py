@@ -4,6 +4,7 @@ Exact, with the scanners' own words: for the hospital's own eyes. What may be to
 in `silos/tally.py`, and passes the gate.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -109,6 +110,7 @@ class Description:
         unreadable: Why some could not be read.
         blank: Images of one single value.
         duplicates: The same pixels under other UIDs.
+        notes: What one should know about volumes, with how many it is true of.
     """
 
     site: str
@@ -126,6 +128,7 @@ class Description:
     unreadable: dict[str, int] = field(default_factory=dict)
     blank: int = 0
     duplicates: list[Duplicate] = field(default_factory=list)
+    notes: dict[str, int] = field(default_factory=dict)
 
 
 _KINDS: Mapping[str, tuple[str, Callable[[str], str]]] = {
@@ -183,6 +186,12 @@ def balance(cohort: Cohort) -> list[Balance]:
             part = cohort.of_class(index, side)
             found.append(Balance(label, name, int(part["patient"].nunique()), len(part)))
     return found
+
+
+def notes(cohort: Cohort) -> dict[str, int]:
+    """What one should know about volumes, with how many it is true of."""
+    stacks = cohort.cases.get("stack", ())
+    return dict(Counter(note.value for stack in stacks for note in stack.notes))
 
 
 def burned_in(instances: pd.DataFrame) -> tuple[int, int]:

@@ -70,6 +70,7 @@ def _concerns(found: Description) -> list[Item]:
             f"{found.unmarked} of {found.totals['images']} images do not say whether text is burned into the picture"
             " (BurnedInAnnotation); those that say so are left out."
         )
+    items += [f"{count} volumes: {note}." for note, count in found.notes.items()]
     return items or [Verdict(ok=True, text="Nothing was found that needs a look.")]
 
 

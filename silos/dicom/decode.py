@@ -26,6 +26,7 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_modality_lut
 
 from silos.dicom.apart import DecoderFailed, decode_apart
+from silos.dicom.frames import SEQUENCES, frame_texts
 from silos.dicom.header import Flaw, Header, Reason, UnreadableFile, number, open_header
 
 MAX_PIXELS = 64 * 2**20  # of one image; the largest mammograms have a third of it
@@ -50,7 +51,9 @@ PLUGINS: dict[str, str] = {
 }
 """Transfer syntax -> the decoder that pydicom is told to use ("" if uncompressed); no other is read."""
 
-_KEYWORDS = ("BitsStored", "PixelRepresentation", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence")
+_RESCALE = ("RescaleSlope", "RescaleIntercept")
+_PADDING = ("PixelPaddingValue", "PixelPaddingRangeLimit")
+_KEYWORDS = ("BitsStored", "PixelRepresentation", *_RESCALE, *_PADDING, "ModalityLUTSequence")
 _START_OF_FRAME = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # F7 is JPEG-LS
 
 
@@ -59,9 +62,10 @@ def read_image(path: Path) -> NDArray[np.float32]:
 
     Stored values go through the modality transformation (PS3.3 C.11.1: rescale or modality LUT).
     MONOCHROME1 is mirrored within the range that its stored bits allow, so that larger is always brighter.
+    Padding, where nothing was measured (PS3.3 C.7.5.1.1.2), becomes as dark as the darkest pixel that is none.
 
     Args:
-        path: The file.
+        path: The file; if an enhanced one, the rescale of its one frame counts.
 
     Returns:
         Array (H, W) float32 of finite numbers, in modality units.
@@ -70,9 +74,11 @@ def read_image(path: Path) -> NDArray[np.float32]:
         UnreadableFile: The file is no such image, or cannot be decoded; also a decoded frame that is not
             Rows x Columns, an image of more than `MAX_PIXELS`, and a value that is not finite.
     """
-    with _open_picture(path) as header:
+    with _open_picture(path, *SEQUENCES) as header:
         if flaw := picture_flaw(header.texts):
             raise Flaw(flaw)
+        if frames := frame_texts(header.dataset):
+            header = _rescaled(header, *(frames[0][keyword] for keyword in _RESCALE))
         return _modality_units(_stored_values(header, _data(header)), header)
 
 
@@ -82,7 +88,7 @@ def read_frames(path: Path, frames: Mapping[int, tuple[str, str]]) -> NDArray[np
     Args:
         path: The file.
         frames: Frame number, from 1 -> the frame's own rescale slope and intercept as text, "" where it has
-            none (PS3.3 C.7.6.16.2.9).
+            none (PS3.3 C.7.6.16.2.9) and the file's apply.
 
     Returns:
         Array (frames, H, W) float32 of finite numbers, in modality units, in the order of `frames`.
@@ -98,9 +104,7 @@ def read_frames(path: Path, frames: Mapping[int, tuple[str, str]]) -> NDArray[np
         places = {frame: place for place, frame in enumerate(frames)}
         for frame, data in enumerate(_data_of_frames(header), start=1):
             if frame in places:
-                slope, intercept = frames[frame]
-                texts = header.texts | {"RescaleSlope": slope, "RescaleIntercept": intercept}
-                own = replace(header, texts=texts)
+                own = _rescaled(header, *frames[frame])
                 result[places.pop(frame)] = _modality_units(_stored_values(own, data), own)
         if places:
             raise Flaw(Reason.TRUNCATED, "fewer frames than the header says")
@@ -108,10 +112,10 @@ def read_frames(path: Path, frames: Mapping[int, tuple[str, str]]) -> NDArray[np
 
 
 @contextmanager
-def _open_picture(path: Path) -> Iterator[Header]:
-    """A header, within which any error is an `UnreadableFile`."""
+def _open_picture(path: Path, *more: str) -> Iterator[Header]:
+    """A header, with more attributes if need be, within which any error is an `UnreadableFile`."""
     try:
-        with open_header(path, _KEYWORDS) as header:
+        with open_header(path, (*_KEYWORDS, *more)) as header:
             try:
                 yield header
             except (Flaw, OSError):
@@ -249,6 +253,11 @@ def _coded_shape(code: bytes) -> tuple[int, int, int]:
     return rows, columns, colours
 
 
+def _rescaled(header: Header, *own: str) -> Header:
+    """With the slope and intercept of one frame, where it has its own."""
+    return replace(header, texts=header.texts | {key: text for key, text in zip(_RESCALE, own, strict=True) if text})
+
+
 def _modality_units(stored: NDArray[Any], header: Header) -> NDArray[np.float32]:
     values = _rescale(stored, header)
     if header.texts["PhotometricInterpretation"] == "MONOCHROME1":
@@ -256,11 +265,29 @@ def _modality_units(stored: NDArray[Any], header: Header) -> NDArray[np.float32]
         darkest = -(2 ** (bits - 1)) if signed else 0
         ends = np.array([darkest, darkest + 2**bits - 1], dtype=stored.dtype)
         values = _rescale(ends, header).sum() - values
+    padding = _padding(stored, header)
+    if padding is not None and padding.any() and not padding.all():
+        values[padding] = values[~padding].min()
     with np.errstate(over="ignore"):
         result = values.astype(np.float32, copy=False)
     if not np.isfinite(result).all():
         raise Flaw(Reason.PIXELS, "values that are not finite")
     return result
+
+
+def _padding(stored: NDArray[Any], header: Header) -> NDArray[np.bool_] | None:
+    """Where padding is, if the file names a value for it, or two and all between them."""
+    found = [header.dataset[keyword].value for keyword in _PADDING if keyword in header.dataset]
+    ends = [
+        int.from_bytes(each, "little") if isinstance(each, bytes) else each for each in found if each not in (None, b"")
+    ]
+    if not ends or not all(isinstance(each, int) for each in ends):
+        return None
+    # Signed and unsigned are often confused here, so that the bits are what counts.
+    bits = np.array([each % 2 ** (8 * stored.itemsize) for each in ends], f"u{stored.itemsize}")
+    low, high = np.sort(bits.view(f"{stored.dtype.kind}{stored.itemsize}"))[[0, -1]]
+    between: NDArray[np.bool_] = (stored >= low) & (stored <= high)
+    return between
 
 
 def _rescale(stored: NDArray[Any], header: Header) -> NDArray[np.floating]:

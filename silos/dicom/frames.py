@@ -13,7 +13,7 @@ from pydicom.multival import MultiValue
 
 from silos.dicom.header import Flaw, Reason, number, open_header
 
-_SHARED, _EACH = "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"
+SEQUENCES = _SHARED, _EACH = "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"
 _GROUPS = {
     "ImagePositionPatient": "PlanePositionSequence",
     "ImageOrientationPatient": "PlaneOrientationSequence",

@@ -34,6 +34,7 @@ UNDEFINED = 0xFFFFFFFF
 _PIXEL_DATA = 0x00107FE0
 _SYNTAX = 0x00100002
 _CHARSET = 0x00050008
+_REPRESENTATION = 0x01030028
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xE000FFFE, 0xE00DFFFE, 0xE0DDFFFE
 # The value representations, by the size of the length that follows them: 2 or 4 bytes (PS3.5 7.1.2).
 _LONG = frozenset(vr.value.encode() for vr in EXPLICIT_VR_LENGTH_32)
@@ -53,6 +54,7 @@ _ASCII = bytes(range(32, 127))
 _WHOLE = re.compile(rb" *[+-]?[0-9]{1,12} *| *")
 _DECIMAL = re.compile(rb" *[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)? *| *")
 _NUMBERS = {b"US": "H", b"SS": "h", b"UL": "L", b"SL": "l", b"FL": "f", b"FD": "d", b"UV": "Q", b"SV": "q"}
+_OF_PIXELS = {b"\0\0": b"US", b"\1\0": b"SS"}  # by PixelRepresentation (PS3.5 A.1)
 _TEXTS = {b"AE", b"AS", b"CS", b"DA", b"DT", b"LO", b"SH", b"TM", b"UC", b"UI"}
 _PARAGRAPHS = {b"LT", b"ST", b"UR", b"UT"}
 
@@ -240,8 +242,11 @@ def _texts(values: _Values, keywords: frozenset[str], wanted: dict[int, str]) ->
         raise _Unusual
     texts = dict.fromkeys(keywords, "")
     for tag, (vr, value) in values.items():
+        vr = vr or _implied(tag)
+        if vr == b"US or SS":
+            vr = _OF_PIXELS.get(values.get(_REPRESENTATION, _NOTHING)[1], vr)
         convert = _repeated_text if len(value) <= 64 else _text
-        texts[wanted[tag]] = convert(vr or _implied(tag), value)
+        texts[wanted[tag]] = convert(vr, value)
     return texts
 
 

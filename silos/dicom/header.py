@@ -37,8 +37,9 @@ from silos.dicom.glance import Glance, glance
 MAX_INFLATED = 64 * 2**20  # bytes of a deflated file; a bomb of 133 kB would unfold to 128 MiB
 MAX_VALUE = 64 * 2**10  # bytes of one attribute that is read
 MAX_SEQUENCE = 16 * 2**20  # bytes of one sequence that is read, such as that of an image's frames
+MAX_ITEMS = 100_000  # of such a sequence, which take 1 kB of memory each, if there is nothing in them
 MAX_ELEMENTS = 50_000  # of a header
-MAX_HEADER = 256 * 2**20  # bytes of memory that a header may take
+MAX_HEADER = 256 * 2**20  # bytes of memory that a header may take while it is read
 MAX_FRAGMENTS = 100_000  # of compressed pixel data
 
 _SIZES = ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "NumberOfFrames")
@@ -47,6 +48,7 @@ _PIXEL_DATA = 0x7FE00010
 _OBJECT = 1024  # bytes that an element takes beside its value
 _UNDEFINED = 0xFFFFFFFF
 _ITEM = b"\xfe\xff\x00\xe0"
+_ITEM_BIG = b"\xff\xfe\xe0\x00"
 _DELIMITER = b"\xfe\xff\xdd\xe0"
 _VRS = {vr.value.encode() for vr in VR}
 _FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")  # 0002 or 0008, either byte order
@@ -280,10 +282,18 @@ def _read(
 
     metered = cast(BinaryIO, _Meter(stream))
     for element in data_element_generator(metered, implicit, little, stop, specific_tags=list(wanted)):
+        # A sequence that says how long it is stays bytes until somebody looks at it.
+        if element.tag in sequences and isinstance(element.value, bytes) and items(element.value) > MAX_ITEMS:
+            raise Flaw(Reason.UNREADABLE, "a header of absurd size")
         into[element.tag] = element
     if not end and 0 < size - reach < 8:
         raise Flaw(Reason.TRUNCATED, "ends inside the header")
     return end
+
+
+def items(content: bytes) -> int:
+    """How many items of sequences there can be at most, in either byte order; parsed, they take more than bytes."""
+    return max(map(content.count, (_ITEM, _ITEM_BIG)))
 
 
 class _Meter:

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Literal
 
 import pandas as pd
-from pydicom.datadict import dictionary_VR
+from pydicom.datadict import dictionary_VR, tag_for_keyword
 
 from models.errors import DataError
 from silos.dicom import index as store
@@ -95,6 +95,7 @@ class Scan:
         left_out: Reason -> number of files.
         files: Files below the root; the usable, the annotations and the left out add up to it.
         opened: Files that were opened this time, because they were new or had changed.
+        closed: Folders that could not be opened, and why: "PATH: Permission denied". For this machine's eyes only.
     """
 
     instances: pd.DataFrame
@@ -102,16 +103,7 @@ class Scan:
     left_out: dict[str, int]
     files: int
     opened: int
-
-    @property
-    def series(self) -> pd.DataFrame:
-        """One row per series, by SeriesInstanceUID: StudyInstanceUID, PatientID, Modality, `images`."""
-        return self.instances.groupby("SeriesInstanceUID", sort=False).agg(
-            StudyInstanceUID=("StudyInstanceUID", "first"),
-            PatientID=("PatientID", "first"),
-            Modality=("Modality", "first"),
-            images=("path", "size"),
-        )
+    closed: tuple[str, ...]
 
 
 def scan(
@@ -147,7 +139,8 @@ def scan(
     root, index = root.resolve(), index.absolute()
     _check(root, index, attributes)
     columns = [*ATTRIBUTES, *sorted(set(attributes) - set(ATTRIBUTES))]
-    files = walk(root)
+    closed: dict[str, str] = {}
+    files = walk(root, closed)
     if not files:
         raise DataError(f"data.root: {root} holds no file", "point it at the folder with the DICOM files")
     try:
@@ -166,7 +159,9 @@ def scan(
     usable, annotations = found[~annotated], found[annotated].reset_index(drop=True)
     number = pd.to_numeric(usable["InstanceNumber"], errors="coerce")
     order = usable.assign(_number=number).sort_values(["SeriesInstanceUID", "_number", "SOPInstanceUID"], kind="stable")
-    return Scan(order.drop(columns="_number").reset_index(drop=True), annotations, left_out, len(files), opened)
+    instances = order.drop(columns="_number").reset_index(drop=True)
+    told = tuple(f"{root / folder}: {reason}" for folder, reason in sorted(closed.items()))
+    return Scan(instances, annotations, left_out, len(files), opened, told)
 
 
 def _check(root: Path, index: Path, attributes: Sequence[str]) -> None:
@@ -181,12 +176,14 @@ def _check(root: Path, index: Path, attributes: Sequence[str]) -> None:
     if index.resolve().is_relative_to(root):
         raise DataError(f"run.work: {index} lies inside data.root", "keep what we write outside the images")
     for keyword in attributes:
-        try:
-            vr = dictionary_VR(keyword)
-        except (KeyError, ValueError):
-            vr = "UN"
-        if not _NO_TEXT.isdisjoint(vr.split(" or ")):
+        if not is_text(keyword):
             raise DataError(f"data.labels.join: {keyword} is no DICOM attribute of text or numbers", "name another")
+
+
+def is_text(keyword: str) -> bool:
+    """Whether a DICOM keyword names an attribute of text or numbers, as a scan can read it."""
+    tag = tag_for_keyword(keyword)
+    return tag is not None and _NO_TEXT.isdisjoint(dictionary_VR(tag).split(" or "))
 
 
 @contextmanager
@@ -205,12 +202,17 @@ def _alone(index: Path) -> Iterator[None]:
         os.close(number)
 
 
-def walk(root: Path) -> list[File]:
+def walk(root: Path, closed: dict[str, str] | None = None) -> list[File]:
     """Every regular file below the root.
 
     Links are followed, each folder is entered once. A file or folder that cannot be looked at is given with
     a size that no file has, so that it is opened, fails, and is counted.
+
+    Args:
+        root: The folder.
+        closed: Takes the folders that could not be opened, by their path below the root, and why.
     """
+    closed = {} if closed is None else closed
     files: list[File] = []
     seen: set[tuple[int, int]] = set()
     folders = [""]
@@ -224,14 +226,17 @@ def walk(root: Path) -> list[File]:
                 continue
             seen.add((status.st_dev, status.st_ino))
             listing = os.scandir(root / folder)
-        except OSError:
+        except OSError as error:
+            closed[folder] = str(error.strerror)
             files.append((folder, -1, AGAIN))
             continue
         with listing:
             for entry in listing:
                 try:
                     status = entry.stat()
-                except OSError:
+                except OSError as error:
+                    if isinstance(error, PermissionError) and not entry.is_symlink():  # names are all that is shown
+                        closed[folder] = str(error.strerror)
                     files.append((within + entry.name, -1, AGAIN))
                     continue
                 kind = stat.S_IFMT(status.st_mode)

@@ -9,8 +9,8 @@ A series may hold several stacks: parallel slices of one size, spacing and frame
 whatever the files are called or numbered. Whatever makes no volume is left out and counted with a reason. Images
 of several frames (enhanced CT and MR) bring the place and rescaling of every frame with them.
 
-PET is taken in the units that it was stored in, Bq/ml, and says so; standardised uptake values are not made,
-because they need weight, dose and decay times that exports rarely keep right.
+PET is taken in the units that it was stored in, Bq/ml, and the page of `describe` says so; standardised uptake values
+are not made, because they need weight, dose and decay times that exports rarely keep right.
 """
 
 from collections import Counter
@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ from silos.dicom.frames import read_frame_texts
 from silos.dicom.geometry import Floats, Misfit, Plane, alike, alone, arrange, read_plane
 from silos.dicom.header import Reason, UnreadableFile
 
-MAX_VOXELS = 2**29  # of one volume: 2 GiB of float32
+MAX_VOXELS = 2**29  # of one volume, upright: 2 GiB of float32
 
 
 class Note(StrEnum):
@@ -70,6 +71,7 @@ class Stack:
         affine: (4, 4) float64, from (column, row, slice) to mm in RAS; sheared where the gantry was tilted.
         tilt: Degrees of gantry tilt.
         notes: What one should know.
+        others: (SOPInstanceUID, frame from 1) of the slices of the other stacks of its series.
     """
 
     series: str
@@ -80,6 +82,7 @@ class Stack:
     affine: Floats
     tilt: float
     notes: tuple[Note, ...]
+    others: frozenset[tuple[str, int]] = frozenset()
 
     @property
     def spacing(self) -> tuple[float, float, float]:
@@ -88,6 +91,13 @@ class Stack:
         normal = np.cross(column, row)
         distance = abs(step @ normal) / np.linalg.norm(normal)
         return float(np.linalg.norm(column)), float(np.linalg.norm(row)), float(distance)
+
+    @cached_property
+    def axes(self) -> list[tuple[int, int]]:
+        """For each axis: which of RAS it is nearest to, and whether it points the same way."""
+        from nibabel.orientations import io_orientation  # slow to load, and of use for volumes only
+
+        return [(int(axis), int(sign)) for axis, sign in io_orientation(self.affine)]  # type: ignore[no-untyped-call]
 
     @cached_property
     def instances(self) -> frozenset[str]:
@@ -220,7 +230,10 @@ def _in_series(uid: str, rows: pd.DataFrame, root: Path, pet_units: str, single:
     for path in {each.path for stack in stacks for each in stack.slices}:
         del fates[path]
     if any(len(stack.slices) < seen for stack in stacks):
-        stacks = [replace(stack, notes=(*stack.notes, Note.PART)) for stack in stacks]
+        places = frozenset(place for stack in stacks for place in stack.places)
+        stacks = [
+            replace(stack, notes=(*stack.notes, Note.PART), others=places - stack.places.keys()) for stack in stacks
+        ]
     return Found(tuple(stacks), dict(Counter(fates.values())))
 
 
@@ -239,11 +252,9 @@ def _stack(uid: str, modality: str, group: list[_Candidate], single: bool) -> St
     if isinstance(arrangement, Misfit):
         return arrangement
     rows, columns = planes[0].shape
-    if rows * columns * len(group) > MAX_VOXELS:
-        return Misfit.TOO_LARGE
     tilt = (Note.TILT,) if arrangement.tilt else ()
     pet = (Note.NO_SUV,) if modality == "PT" else ()
-    return Stack(
+    stack = Stack(
         series=uid,
         frame_of_reference=group[0].shared[0],
         modality=modality,
@@ -253,6 +264,17 @@ def _stack(uid: str, modality: str, group: list[_Candidate], single: bool) -> St
         tilt=arrangement.tilt,
         notes=(*tilt, *pet),
     )
+    return Misfit.TOO_LARGE if _voxels(stack) > MAX_VOXELS else stack
+
+
+def _voxels(stack: Stack) -> float:
+    """How many there are once the stack stands upright; a tilt is straightened then, which makes room for its shear."""
+    if not stack.tilt:
+        return prod(stack.shape)
+    order = np.argsort([axis for axis, _ in stack.axes])
+    shear = np.abs(np.linalg.qr(stack.affine[:3, :3][:, order]).R)
+    extent = shear @ np.subtract(stack.shape, 1)[order] / np.array(stack.spacing)[order]
+    return float(np.prod(np.round(extent + 1)))
 
 
 def _candidates(row: dict[str, str], root: Path) -> Iterator[_Candidate | Misfit]:

@@ -33,7 +33,7 @@ def upright(pixels: NDArray[Number], stack: Stack, *, slices_last: bool = False)
     Returns:
         The pixels, in C order, and their affine (4, 4), from their indices to mm in RAS.
     """
-    axes = _axes(stack)
+    axes = stack.axes
     affine = stack.affine
     if stack.tilt:
         x, y, z = _ordered(stack.spacing, axes)
@@ -66,18 +66,11 @@ def as_acquired(
     """
     if stack.tilt:
         return on_grid(values, affine, stack.affine, stack.shape)
-    axes = _axes(stack)
+    axes = stack.axes
     order, flipped = _turn(axes)
     if slices_last:
         values = values.transpose(np.argsort(_last(axes)))
     return np.ascontiguousarray(np.flip(values, flipped).transpose(np.argsort(order)))
-
-
-def _axes(stack: Stack) -> list[tuple[int, int]]:
-    """For each axis: which of RAS it is nearest to, and whether it points the same way."""
-    from nibabel.orientations import io_orientation  # slow to load, and of use for volumes only
-
-    return [(int(axis), int(sign)) for axis, sign in io_orientation(stack.affine)]  # type: ignore[no-untyped-call]
 
 
 def _turn(axes: list[tuple[int, int]]) -> tuple[list[int], tuple[int, ...]]:

@@ -30,11 +30,11 @@ from models.exchange.spec import Vector, load_vector, vector_digest
 from models.plan import TaskSettings
 from models.tasks import Case
 from models.tasks.flat import FlatNetwork
-from models.tasks.preparation import resize
+from models.tasks.preparation import VolumeTooLarge, resize
 from silos import local_norm
 from silos.dataset import OUT_OF_RANGE, read_stack
 from silos.dicom.decode import read_image
-from silos.dicom.geometry import Floats
+from silos.dicom.geometry import Floats, Misfit
 from silos.dicom.header import UnreadableFile
 from silos.dicom.upright import as_acquired
 from silos.inference.sources import Source, Sources, find
@@ -242,6 +242,8 @@ class Evaluator:
             return self.dataset[number]
         except UnreadableFile as error:
             self.left_out[error.reason.value] += 1
+        except VolumeTooLarge:
+            self.left_out[Misfit.TOO_LARGE.value] += 1
         except DataError:
             self.left_out[OUT_OF_RANGE] += 1
         return None

@@ -16,7 +16,6 @@ from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
-from pydicom.datadict import tag_for_keyword
 
 from models.console import Report
 from models.drawing import stacks
@@ -25,7 +24,7 @@ from models.plan import Plan
 from silos import visit
 from silos.config import Site
 from silos.derived import derive
-from silos.dicom.scan import Scan, scan
+from silos.dicom.scan import Scan, is_text, scan
 from silos.split.draw import Drawn, draw, sort_out
 
 DRAWN: tuple[str, ...] = get_args(Drawn)
@@ -83,7 +82,8 @@ def split(
         progress: Told how long work goes on.
 
     Raises:
-        ConfigError: The folder is taken, an argument is impossible, or there are too few patients.
+        ConfigError: The folder is taken, an argument is impossible, no image has the attribute, or there are too few
+            patients.
         DataError: The data cannot be used.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -92,8 +92,10 @@ def split(
     if out.resolve().is_relative_to(site.data.folder.resolve()):
         raise ConfigError(f"{out}: lies inside data.root", "keep what we write outside the images")
     keyword = {"year": "StudyDate"}.get(by, by)
-    if by not in DRAWN and tag_for_keyword(keyword) is None:
-        raise ConfigError(f"--by: {by!r} is no DICOM keyword", f"give one, or year, or one of {', '.join(DRAWN)}")
+    if by not in DRAWN and not is_text(keyword):
+        raise ConfigError(
+            f"--by: {by!r} is no DICOM keyword of text or numbers", f"give one, or year, or one of {', '.join(DRAWN)}"
+        )
     if by in DRAWN and into is None:
         raise ConfigError("--into: is missing", "say how many hospitals")
     found = visit.scan_site(site, progress, plan)
@@ -102,6 +104,8 @@ def split(
         homes = draw(people["label"], people["held_out"], into or 1, by, alpha=alpha, seed=seed)  # type: ignore[arg-type]
     else:
         values = _values(site, found, keyword, people.index)
+        if not values.any():
+            raise ConfigError(f"--by: no image has {keyword}", "name an attribute that tells the patients apart")
         people["value"] = values.str[:4] if by == "year" else values
         homes = sort_out(list(people["value"]), into)
     classes = plan.task.classes if plan else site.data.classes
@@ -141,7 +145,14 @@ def _values(site: Site, found: Scan, keyword: str, patients: "pd.Index[Any]") ->
     if keyword not in instances:
         with TemporaryDirectory(dir=site.cache) as folder:
             data, index = site.data, Path(folder) / "index.sqlite"
-            again = scan(data.folder, index, modality=data.modality, attributes=[keyword], several_frames=True)
+            again = scan(
+                data.folder,
+                index,
+                modality=data.modality,
+                attributes=[keyword],
+                burned_in=data.burned_in,
+                several_frames=True,
+            )
         instances = again.instances
     return instances.groupby(instances["PatientID"].str.strip())[keyword].agg(_most_frequent).reindex(patients)
 

@@ -224,6 +224,40 @@ def test_a_table_that_cannot_be_read_is_named(data: MakeData, content: bytes | N
         match(by_accession("A1"), settings_)
 
 
+@pytest.mark.parametrize(
+    ("content", "said", "fix"),
+    [
+        ("acc,finding\nA1,yes\nMüller,no\n".encode("latin-1"), "is not UTF-8 (line 3)", "save it as CSV UTF-8"),
+        ("acc,finding\nA1,yes\n".encode("utf-16"), "is not UTF-8 (line 1)", "save it as CSV UTF-8"),
+        (b'acc,finding\nA1,"yes\n"\nA2,no\nA3,no,a,b\n', "line 5 has 4 fields, the header 2", "quotes"),
+        (b"acc,finding\nA1,yes,\nA2,no,\n", "line 2 has 3 fields, the header 2", "quotes"),
+        (b"", "is empty", "a CSV file with a header line"),
+        (b"\xef\xbb\xbf\n", "is empty", "a CSV file with a header line"),
+        (b'acc,finding\n"A1,yes\n', "is no table that can be read", "a CSV file with a header line"),
+    ],
+    ids=["Latin-1", "UTF-16", "a long row", "a delimiter at each end", "empty", "a mark and no more", "an open quote"],
+)
+def test_what_is_wrong_with_a_table_is_told_with_its_line(data: MakeData, content: bytes, said: str, fix: str) -> None:
+    settings_ = data("")
+    settings_.labels.file.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        match(by_accession("A1"), settings_)
+    assert str(caught.value) == f"data.labels.file: {settings_.labels.file} {said}"
+    assert fix in caught.value.hint
+
+
+def test_a_table_that_this_user_may_not_read_says_so(data: MakeData, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings_ = data("acc,finding\nA1,yes\n")
+
+    def deny(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(pd, "read_csv", deny)
+    with pytest.raises(ConfigError, match=r"labels\.csv: Permission denied") as caught:
+        match(by_accession("A1"), settings_)
+    assert caught.value.hint == "let this user read it"
+
+
 def test_when_nothing_matches_the_shapes_of_the_keys_are_shown_and_never_the_keys(data: MakeData) -> None:
     images = scanned({"AccessionNumber": "KQ-73915", "InstanceNumber": "4"})
     table = "acc,slice,finding\nÄß_824/Zoë,17,yes\n"

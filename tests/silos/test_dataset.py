@@ -1,5 +1,6 @@
 """What the image cache promises: each image decoded once, never the wrong one, for its owner only."""
 
+import importlib.metadata
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pydicom
 import pytest
 import torch
@@ -21,15 +23,13 @@ from models.tasks import Case
 from silos import cohort, dataset
 from silos.cohort import Cohort
 from silos.config import Site
-from silos.dataset import Dataset
+from silos.dataset import Dataset, Held
 from silos.dicom.decode import read_image
 from silos.dicom.header import Reason, UnreadableFile
 from silos.dicom.scan import scan
 from silos.packed import Packed, pack, row_type
 
 IMAGES = 36
-
-Read = Callable[[Path], np.ndarray]
 
 
 HALF_A_STEP = 0.5 / (2**16 - 1) + 1e-7  # and the rounding of float32
@@ -270,6 +270,23 @@ def test_an_image_that_could_not_be_reached_once_is_there_the_next_time(
     hospital.check(found)
 
 
+def test_what_another_decoder_refused_is_tried_again_with_the_decoder_that_is_installed_now(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusing(path: Path) -> np.ndarray:
+        raise UnreadableFile(path, Reason.PIXELS)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dataset, "read_image", refusing)
+        assert hospital.prepare().cohort.left_out == {Reason.PIXELS.value: IMAGES}
+    assert hospital.prepare().cohort.left_out == {Reason.PIXELS.value: IMAGES}
+    version = importlib.metadata.version
+    monkeypatch.setattr(
+        importlib.metadata, "version", lambda name: version(name) + (".1" if name == "pylibjpeg-rle" else "")
+    )
+    hospital.check(hospital.prepare())
+
+
 @pytest.mark.parametrize("after", [0, 1, 5, 17, 35])
 def test_work_that_was_interrupted_goes_on_where_it_stopped_and_loses_and_doubles_nothing(
     hospital: Hospital, monkeypatch: pytest.MonkeyPatch, decoded: list[str], after: int
@@ -312,6 +329,26 @@ def test_images_that_somebody_deleted_are_decoded_again(hospital: Hospital) -> N
     hospital.check(hospital.prepare(everybody))
     hospital.images_file().unlink()
     hospital.check(hospital.prepare(everybody))
+
+
+def test_what_one_process_has_mapped_is_not_written_over_when_another_finds_its_last_case_damaged(
+    hospital: Hospital,
+) -> None:
+    """Else one patient's image would be trained on under another's label."""
+    everybody = hospital.cohort()
+    late = everybody.cases["path"].iloc[-1]
+    without_late = everybody.without({late: "not yet here"})
+    training = hospital.prepare(without_late)
+    last = hospital.root / without_late.cases["path"].iloc[-1]
+    content, age = last.read_bytes(), last.stat().st_mtime_ns
+    last.write_bytes(content[:-100])
+    os.utime(last, ns=(age + 1, age + 1))
+    stamps = without_late.cases["stamp"].where(without_late.cases["path"] != without_late.cases["path"].iloc[-1], "new")
+    changed = replace(without_late, cases=without_late.cases.assign(stamp=stamps))
+    assert len(hospital.prepare(changed).cohort.cases) == IMAGES - 2
+    hospital.prepare(everybody)
+    last.write_bytes(content)
+    hospital.check(training)
 
 
 def test_two_processes_that_fill_one_cache_never_mix_up_its_rows(
@@ -391,3 +428,14 @@ def test_only_the_owner_can_read_the_cache(hospital: Hospital) -> None:
     assert {file.name for file in files} >= {"images", "index.sqlite"}
     for file in files:
         assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_metrics_tell_of_the_held_out_patients_in_whom_something_is_drawn() -> None:
+    cases = pd.DataFrame({"held_out": [True] * 4 + [False], "patient": ["a", "a", "b", "c", "d"]})
+    image = np.zeros((1, 2, 2), np.float32)
+    drawn = [Case(image, mask=np.full((2, 2), value, np.uint8)) for value in (0, 1, 0, 1)]
+    nobody = Held((), np.empty(0, np.int64))
+    matched = Cohort(cases, {}, ("lesion",))
+    assert Dataset(matched, nobody, Held(tuple(drawn), np.full(4, -1))).judged == 2  # b has nothing
+    labelled = tuple(Case(image, label=0) for _ in range(4))
+    assert Dataset(matched, nobody, Held(labelled, np.zeros(4, np.int64))).judged == 3

@@ -134,3 +134,13 @@ def test_what_was_not_drawn_or_not_of_the_study_or_of_another_kind_is_counted(si
     assert left_out(words={"*": ""}) == {cohort.NOT_OF_STUDY: 6}
     with pytest.raises(ConfigError, match=r"data\.annotations\.words"):
         left_out(words={"something else": "lesion"})
+
+
+def test_a_volume_that_the_studys_spacing_makes_too_large_has_that_reason(
+    site: Site, make_plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(make_plan, CLASSIFICATION)
+    cases = visit.load_cohort(site, plan_of(make_plan, SEGMENTATION))
+    labelled = Cohort(cases.cases.assign(target=0), {}, ("none", "lesion"))
+    monkeypatch.setattr("models.tasks.preparation._LARGEST", 10)
+    assert prepared(site, plan, labelled, tmp_path).cohort.left_out == {"volume too large": len(cases.cases)}

@@ -2,7 +2,8 @@
 
 A voxel is inside where its centre is. Contours of one structure in one slice are filled by the even-odd rule, so
 that a contour within another is a hole, and so is where two overlap. A contour lies in the slice in which its
-points lie; if it names one of the stack's images, it must be that one. Slices between contours stay empty.
+points lie; if it names one of the stack's images, it must be that one. Slices between contours stay empty. A contour
+that names only images of another stack of the series was drawn on that one, and is none of this one's.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,8 +15,10 @@ from pydicom.dataset import Dataset
 from silos.dicom.annotation.reference import Annotation
 from silos.dicom.annotation.unfit import Unfit, UnfitAnnotation
 from silos.dicom.geometry import TO_RAS, Floats
+from silos.dicom.header import Flaw, Reason
 from silos.dicom.series import Stack
 
+MAX_CROSSINGS = 2**22  # of one contour with lines of the grid; the longest that anybody draws has thousands
 OFF = 0.25  # of the distance between slices, by which a contour may lie beside one
 CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
 
@@ -33,24 +36,34 @@ def paint_contours(
         mask: (columns, rows, slices), painted in place.
 
     Raises:
-        UnfitAnnotation: `OPEN`, `OTHER_GRID` or `CONTRADICTION`.
+        UnfitAnnotation: `OPEN`, `OTHER_GRID` or `CONTRADICTION`; `OTHER_GRID` also where a class was drawn on the
+            series' other stacks and never on this one, of which nobody knows then whether it shows it.
+        Flaw: A contour is of absurd length.
     """
     frames = {segment.number: segment.frame_of_reference for segment in annotation.segments}
     to_voxels = np.linalg.inv(stack.affine) @ TO_RAS
+    here, elsewhere = set[int](), set[int]()
     for roi in dataset.ROIContourSequence:  # without it the file is cut short
         number = int(roi.ReferencedROINumber)
-        elsewhere = stack.frame_of_reference and frames.get(number, "") not in ("", stack.frame_of_reference)
-        if number not in wanted or elsewhere:
+        foreign = stack.frame_of_reference and frames.get(number, "") not in ("", stack.frame_of_reference)
+        if number not in wanted or foreign:
             continue
         polygons: dict[int, list[Floats]] = {}
         for contour in roi.get("ContourSequence") or ():
+            named = _named(contour)
+            if named and named <= stack.others:
+                elsewhere.add(wanted[number])
+                continue
+            here.add(wanted[number])
             if contour.ContourGeometricType not in CLOSED:
                 raise UnfitAnnotation(Unfit.OPEN)
             voxels = _points(contour) @ to_voxels[:3, :3].T + to_voxels[:3, 3]
-            polygons.setdefault(_slice(contour, voxels, stack), []).append(voxels[:, :2])
+            polygons.setdefault(_slice(voxels, named, stack), []).append(voxels[:, :2])
         for slice_, several in polygons.items():
             inside = fill(several, stack.shape[:2])
             mask[inside, slice_] = np.maximum(mask[inside, slice_], np.uint8(wanted[number]))
+    if elsewhere - here:
+        raise UnfitAnnotation(Unfit.OTHER_GRID)
 
 
 def _points(contour: Dataset) -> Floats:
@@ -60,16 +73,18 @@ def _points(contour: Dataset) -> Floats:
     return np.array(words, dtype=np.float64).reshape(-1, 3)
 
 
-def _slice(contour: Dataset, voxels: Floats, stack: Stack) -> int:
+def _named(contour: Dataset) -> set[tuple[str, int]]:
+    """(SOPInstanceUID, frame from 1) of the images that a contour names."""
+    images = contour.get("ContourImageSequence") or ()
+    return {(str(image.ReferencedSOPInstanceUID), int(image.get("ReferencedFrameNumber") or 1)) for image in images}
+
+
+def _slice(voxels: Floats, named: set[tuple[str, int]], stack: Stack) -> int:
     place = round(float(voxels[:, 2].mean()))
     if np.abs(voxels[:, 2] - place).max() > OFF or not 0 <= place < stack.shape[2]:
         raise UnfitAnnotation(Unfit.OTHER_GRID)
-    images = contour.get("ContourImageSequence") or ()
-    named = {
-        stack.places.get((str(image.ReferencedSOPInstanceUID), int(image.get("ReferencedFrameNumber") or 1)))
-        for image in images
-    } - {None}
-    if named and place not in named:
+    places = {stack.places[each] for each in named if each in stack.places}
+    if places and place not in places:
         raise UnfitAnnotation(Unfit.CONTRADICTION)
     return place
 
@@ -83,6 +98,9 @@ def fill(polygons: Sequence[Floats], shape: tuple[int, int]) -> NDArray[np.bool_
 
     Returns:
         Array of that shape; a point with an odd number of edges before it is inside.
+
+    Raises:
+        Flaw: A polygon crosses more than `MAX_CROSSINGS` lines of the grid.
     """
     toggles = np.zeros((shape[0] + 1, shape[1]), np.bool_)
     for polygon in polygons:
@@ -90,6 +108,8 @@ def fill(polygons: Sequence[Floats], shape: tuple[int, int]) -> NDArray[np.bool_
         low, high = np.sort([start[:, 1], end[:, 1]], axis=0)
         # An edge crosses the lines from its lower end up to, but without, its upper end.
         first, last = (np.clip(np.ceil(each), 0, shape[1]).astype(np.int64) for each in (low, high))
+        if (last - first).sum() > MAX_CROSSINGS:
+            raise Flaw(Reason.UNREADABLE, "a contour of absurd length")
         edge = np.repeat(np.arange(len(polygon)), last - first)
         line = np.concatenate([np.arange(a, b) for a, b in zip(first, last, strict=True)])
         part = (line - start[edge, 1]) / (end[edge, 1] - start[edge, 1])

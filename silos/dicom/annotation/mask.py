@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,11 @@ from silos.dicom.annotation.contours import paint_contours
 from silos.dicom.annotation.reference import Annotation, Segment
 from silos.dicom.annotation.segmentation import paint_segmentation
 from silos.dicom.annotation.unfit import Unfit, UnfitAnnotation
-from silos.dicom.header import Flaw, Reason, UnreadableFile, open_header
+from silos.dicom.header import Flaw, Reason, UnreadableFile, items, open_header
 from silos.dicom.series import Stack
 
 MAX_BYTES = 2**29  # of one annotation's file, which is read whole
+MAX_ITEMS = 1_000_000  # of its sequences; a hundred organs in 500 slices have half as many
 OTHERS = "*"  # the word for every segment that no other word names
 
 
@@ -106,9 +108,11 @@ def classes_of(segments: Sequence[Segment], words: Mapping[str, str], classes: S
 def _open(path: Path) -> Iterator[Dataset]:
     """The whole file, once its header was found sound; any error within is an `UnreadableFile`."""
     try:
-        with open_header(path, ()):
+        with open_header(path, ()) as header:
             try:
-                if path.stat().st_size > MAX_BYTES:
+                header.stream.seek(0)  # inflated, if need be
+                chunks = iter(partial(header.stream.read, 2**20), b"")
+                if path.stat().st_size > MAX_BYTES or sum(map(items, chunks)) > MAX_ITEMS:
                     raise Flaw(Reason.UNREADABLE, "an annotation of absurd size")
                 yield dcmread(path, force=True)
             except (Flaw, OSError, IntramuralError, KeyboardInterrupt, SystemExit, GeneratorExit):

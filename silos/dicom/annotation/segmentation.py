@@ -2,8 +2,9 @@
 
 Each frame is put where it says that it lies, in any order; frames that were left out as empty stay empty. Its
 pixels must be the stack's voxels: flipped, turned and cropped masks are put right, a mask of another resolution
-is refused. A frame that names the one image it was drawn on must also lie there. Of a fractional segmentation,
-what is at least a given fraction of its maximum is in.
+is refused. A frame that names the one image it was drawn on must also lie there; where that is an image of another
+stack of the series, the frame is that one's. Of a fractional segmentation, what is at least a given fraction of its
+maximum is in.
 """
 
 from collections.abc import Mapping
@@ -41,7 +42,8 @@ def paint_segmentation(
         fraction: Above 0, at most 1.
 
     Raises:
-        UnfitAnnotation: `OTHER_GRID` or `CONTRADICTION`.
+        UnfitAnnotation: `OTHER_GRID` or `CONTRADICTION`; `OTHER_GRID` also where a class was drawn on the series' other
+            stacks and never on this one, of which nobody knows then whether it shows it.
         Flaw: Its pixels cannot be decoded.
     """
     from highdicom.seg import Segmentation, SegmentationTypeValues  # slow to load, and most studies draw nothing
@@ -54,6 +56,7 @@ def paint_segmentation(
     kind = segmentation.segmentation_type
     texts = frame_texts(dataset)
     shared = dataset.SharedFunctionalGroupsSequence[0]
+    here, elsewhere = set[int](), set[int]()
     for index, frame in enumerate(dataset.PerFrameFunctionalGroupsSequence):
         numbers = wanted
         if kind != SegmentationTypeValues.LABELMAP:
@@ -61,8 +64,12 @@ def paint_segmentation(
             numbers = {number: wanted[number]} if number in wanted else {}
         if not numbers:
             continue
-        pixels = _stored(segmentation, index, syntax, shape)
         source = _source(frame)
+        if source in stack.others:
+            elsewhere |= set(numbers.values())
+            continue
+        here |= set(numbers.values())
+        pixels = _stored(segmentation, index, syntax, shape)
         plane = read_plane({"Rows": str(shape[0]), "Columns": str(shape[1])} | texts[index])
         for number, class_ in numbers.items():
             if kind == SegmentationTypeValues.LABELMAP:
@@ -73,6 +80,8 @@ def paint_segmentation(
                 inside = pixels != 0
             where = tuple(_voxels(inside, plane, source, stack))
             mask[where] = np.maximum(mask[where], np.uint8(class_))
+    if elsewhere - here:
+        raise UnfitAnnotation(Unfit.OTHER_GRID)
 
 
 def _stored(segmentation: "Segmentation", index: int, syntax: str, shape: tuple[int, int]) -> NDArray[Any]:

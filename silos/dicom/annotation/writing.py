@@ -155,7 +155,9 @@ def _on_images(mask: NDArray[np.uint8], stack: Stack, root: Path) -> tuple[list[
 
 def _header(path: Path, stack: Stack) -> Dataset:
     """All but the pixels, with nothing where there should be something that nobody knows."""
-    image = dcmread(path, stop_before_pixels=True)
+    image = dcmread(path, stop_before_pixels=True, force=True)  # the scan has judged what it is
+    image.decode()
+    image.SpecificCharacterSet = "ISO_IR 192"  # highdicom takes no empty first value, as Japan and Korea write it
     for keyword in _REPEATED:
         if keyword not in image:
             setattr(image, keyword, "")

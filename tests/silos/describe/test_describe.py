@@ -188,6 +188,23 @@ def test_of_a_volume_the_middle_is_shown_and_every_slice_is_on_its_side(
         assert len(group.sides) == 1
 
 
+def test_what_one_should_know_about_volumes_is_told(tmp_path: Path) -> None:
+    path = write_hospital(tmp_path / "north", name="north", patients=6, images=5, size=32, volumes=True, style=0)
+    site, plan = Site.load(path), Plan.load(VOLUMES)
+    assert describe(site, plan, images=1).description.notes == {}
+    stack = match_cohort(site, scan_site(site, plan=plan), plan).cases["stack"].iloc[0]
+    for number, each in enumerate(stack.slices):
+        image = dcmread(site.data.folder / each.path)
+        across = np.array(image.ImageOrientationPatient[:3], float)
+        change(
+            site.data.folder / each.path,
+            ImagePositionPatient=[round(x, 4) for x in np.array(image.ImagePositionPatient) + 2 * number * across],
+        )
+    found = describe(site, plan, images=1)
+    assert found.description.notes == {"gantry tilt": 1}
+    assert "1 volumes: gantry tilt." in as_html(page(found.description, found.pictures, None))
+
+
 def test_what_was_drawn_is_the_class_of_a_volume(tmp_path: Path) -> None:
     path = write_hospital(tmp_path / "north", name="north", patients=6, images=5, size=32, volumes=True, style=0)
     found = describe(Site.load(path), Plan.load(VOLUMES.with_name("segmentation.toml")))

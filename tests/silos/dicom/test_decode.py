@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pydicom import config, uid
+from pydicom import config, dcmread, uid
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
@@ -101,6 +101,57 @@ def test_monochrome1_is_turned_so_that_larger_is_brighter(dtype: str, ends: int,
         RescaleIntercept="10",
     )
     np.testing.assert_array_equal(read_image(path), (ends - array.astype(int)) * 2 + 10)
+
+
+@pytest.mark.parametrize("syntax", LOSSLESS, ids=lambda syntax: syntax.keyword)
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize("dtype", ["u2", "i2"])
+def test_where_nothing_was_measured_is_as_dark_as_the_darkest_of_the_picture(
+    syntax: uid.UID, photometric: str, dtype: str, make: Make, tmp_path: Path
+) -> None:
+    array = noise(dtype)
+    words = {"PhotometricInterpretation": photometric, "RescaleIntercept": "-1024", "RescaleSlope": "1"}
+    values = read_image(make(tmp_path / "whole", array, syntax, **words))
+    array[:3] = lowest = array.min()
+    padding = array == lowest
+    image = read_image(make(tmp_path / "padded", array, syntax, PixelPaddingValue=int(lowest), **words))
+    assert image[padding].max() == image.min() == values[~padding].min()
+    assert np.array_equal(image[~padding], values[~padding])
+
+
+def test_padding_may_be_a_range_of_values_and_its_sign_may_be_confused(make: Make, tmp_path: Path) -> None:
+    array = np.array([[-2000, -1990, -1000], [-1995, 40, 50]], np.int16)
+    path = make(tmp_path / "ct", array, PixelPaddingValue=-1990, PixelPaddingRangeLimit=-2000)
+    np.testing.assert_array_equal(read_image(path), [[-1000, -1000, -1000], [-1000, 40, 50]])
+    dataset = dcmread(make(tmp_path / "ct", array))
+    dataset.add_new("PixelPaddingValue", "US", 2**16 - 2000)
+    dataset.save_as(path)
+    np.testing.assert_array_equal(read_image(path), [[-1995, -1990, -1000], [-1995, 40, 50]])
+
+
+def test_a_picture_of_nothing_but_padding_stays_as_it_is(make: Make, tmp_path: Path) -> None:
+    array = np.full((4, 4), 7, np.uint16)
+    for empty in (7, 9, None):
+        path = make(tmp_path / "flat", array, **({} if empty is None else {"PixelPaddingValue": empty}))
+        np.testing.assert_array_equal(read_image(path), array)
+
+
+@pytest.mark.zoo
+@pytest.mark.parametrize(
+    "name",
+    [
+        "dicomParser/CT1_UNC.explicit_little_endian.dcm",
+        "dicomParser/CT1_UNC.implicit_little_endian.dcm",
+        "dicomParser/CT1_UNC.explicit_big_endian.dcm",
+        "dicomParser/encapsulated__single-frame__CT1_UNC.fragmented_bot_jpeg_ls.80.dcm",
+        "pydicom-data/693_J2KR.dcm",
+    ],
+)
+def test_around_the_circle_of_a_scanner_there_is_air(name: str, zoo: Path) -> None:
+    """A fifth of each is padding, which would be -3024 HU."""
+    image = read_image(zoo / name)
+    assert image.min() == -1024
+    assert (image == -1024).mean() > 0.21
 
 
 def test_bits_that_are_not_stored_are_not_read(make: Make, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pydicom
 import pytest
 from hypothesis import example, given
@@ -148,6 +149,19 @@ def test_damage_never_makes_a_glance_differ_from_the_general_parser(samples: lis
 def test_an_ordinary_file_of_either_encoding_is_read_at_a_glance(make: Make, tmp_path: Path) -> None:
     for syntax in (uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian, uid.JPEG2000Lossless, uid.RLELossless):
         assert agree(make(tmp_path / "image", syntax=syntax).read_bytes(), KEYWORDS)
+
+
+@pytest.mark.parametrize("dtype", ["u2", "i2"])
+def test_a_number_that_is_signed_as_the_pixels_are_is_read_at_a_glance(dtype: str, make: Make, tmp_path: Path) -> None:
+    syntax, pixels = uid.ImplicitVRLittleEndian, np.full((4, 4), 7, dtype)
+    content = make(tmp_path / "image", pixels, syntax, PixelPaddingValue=7).read_bytes()
+    at = content.index(b"\x28\0\x20\1\2\0\0\0\7\0")
+    content = content[: at + 8] + b"\x30\xf8" + content[at + 10 :]
+    wanted = frozenset({"PixelPaddingValue", "PixelRepresentation"})
+    assert agree(content, wanted)
+    found = glance(BytesIO(content), wanted)
+    assert found
+    assert found.texts["PixelPaddingValue"] == ("63536" if dtype == "u2" else "-2000")
 
 
 @pytest.mark.parametrize("padding", range(CHUNK - 900, CHUNK - 100, 50))

@@ -11,7 +11,8 @@ import pytest
 from pydicom import config, uid
 
 from models.errors import DataError
-from silos.dicom.header import MAX_INFLATED, Reason, UnreadableFile, read_header
+from silos.dicom.frames import read_frame_texts
+from silos.dicom.header import MAX_INFLATED, MAX_ITEMS, Reason, UnreadableFile, read_header
 
 Make = Callable[..., Path]
 
@@ -85,6 +86,26 @@ def test_sequences_nested_without_end_are_refused(make: Make, tmp_path: Path) ->
     assert read_header(path, ["Modality"]) == {"Modality": "MR"}
     path.write_bytes(content[:at] + nested(5000) + content[at:])
     assert refusal(path) == Reason.UNREADABLE
+
+
+@pytest.mark.parametrize("syntax", [uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian])
+def test_a_sequence_of_more_items_than_anybody_needs_is_refused_before_it_is_unfolded(
+    syntax: uid.UID, make: Make, tmp_path: Path
+) -> None:
+    path = make(tmp_path / "many", syntax=syntax)
+    order = ">" if syntax == uid.ExplicitVRBigEndian else "<"
+    content = path.read_bytes()
+    at = content.index(struct.pack(f"{order}HH", 0x7FE0, 0x0010))
+    items = struct.pack(f"{order}HHL", 0xFFFE, 0xE000, 0) * (MAX_ITEMS + 1)
+    head = struct.pack(f"{order}HH2sHL", 0x5200, 0x9230, b"SQ", 0, len(items))
+    path.write_bytes(content[:at] + head + items + content[at:])
+    tracemalloc.start()
+    try:
+        with pytest.raises(UnreadableFile, match="absurd"):
+            read_frame_texts(path)
+        assert tracemalloc.get_traced_memory()[1] < 4 * len(items)
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_file_cut_anywhere_is_refused_in_words_and_never_crashes(make: Make, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pandas as pd
@@ -88,14 +89,6 @@ def test_attributes_are_text_and_those_asked_for_are_there(make: Make, root: Pat
     assert row["TransferSyntaxUID"] == "1.2.840.10008.1.2.1"
     assert {*ATTRIBUTES, "path", "size", "mtime_ns"} < set(row.index)
     assert (row["size"], row["mtime_ns"]) == ((root / "a").stat().st_size, (root / "a").stat().st_mtime_ns)
-
-
-def test_series_are_counted(make: Make, root: Path, index: Path) -> None:
-    for name, series in [("a", "1.1"), ("b", "1.1"), ("c", "1.2")]:
-        make(root / name, SeriesInstanceUID=series)
-    series = look(root, index).series
-    assert series["images"].to_dict() == {"1.1": 2, "1.2": 1}
-    assert set(series["PatientID"]) == {"MRN1"}
 
 
 def test_a_second_scan_opens_nothing(make: Make, root: Path, index: Path, opened: list[str]) -> None:
@@ -382,6 +375,55 @@ def test_links_are_followed_once_and_only_regular_files_are_opened(make: Make, r
     found = look(root, index)
     assert paths(found) == [os.path.join("a", "image")]
     assert found.left_out == {Reason.UNREADABLE: 1}
+
+
+def test_folders_that_cannot_be_opened_are_named_until_they_can(
+    make: Make, root: Path, index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("shut/1", "open/2", "open/within/3"):
+        make(root / name)
+    with monkeypatch.context() as patch:
+        real = os.scandir
+
+        def deny(path: Any = ".") -> Any:
+            if path in (root / "shut", root / "open" / "within"):
+                raise PermissionError(13, "Permission denied")
+            return real(path)
+
+        patch.setattr(os, "scandir", deny)
+        for _ in range(2):
+            found = look(root, index)
+            within, shut = root / "open" / "within", root / "shut"
+            assert found.closed == (f"{within}: Permission denied", f"{shut}: Permission denied")
+            assert found.left_out == {Reason.UNREADABLE: 2}
+    found = look(root, index)
+    assert (found.closed, found.left_out, len(paths(found))) == ((), {}, 3)
+
+
+def test_a_folder_that_shows_only_names_is_named_once_and_a_link_that_leads_nowhere_is_not(
+    make: Make, root: Path, index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(root / "image")
+    (root / "names").mkdir()
+    (root / "link").symlink_to(root / "gone")
+    real = os.scandir
+
+    def only_names(path: Any = ".") -> Any:
+        """As of a folder of mode 0644, in which nothing can be reached."""
+        if path != root / "names":
+            return real(path)
+        listing = MagicMock()
+        listing.__iter__.return_value = entries = [MagicMock(), MagicMock()]
+        for number, entry in enumerate(entries):
+            entry.name = str(number)
+            entry.stat.side_effect = PermissionError(13, "Permission denied")
+            entry.is_symlink.return_value = False
+        return listing
+
+    monkeypatch.setattr(os, "scandir", only_names)
+    found = look(root, index)
+    assert found.closed == (f"{root / 'names'}: Permission denied",)
+    assert found.left_out == {Reason.UNREADABLE: 3}
 
 
 def test_a_file_that_could_not_be_opened_is_tried_again(

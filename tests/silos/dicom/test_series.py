@@ -13,10 +13,12 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
 from silos.dicom import series
+from silos.dicom.decode import read_image
 from silos.dicom.geometry import Misfit, Plane, arrange
 from silos.dicom.header import Reason, UnreadableFile
 from silos.dicom.scan import scan
 from silos.dicom.series import Note, find_stacks, read_volume
+from silos.dicom.upright import upright
 
 Make = Callable[..., Any]
 
@@ -224,6 +226,27 @@ def test_a_volume_too_large_for_memory_is_left_out(
     assert left_out(hospital) == {Misfit.TOO_LARGE: 4}
 
 
+@pytest.mark.parametrize("across", range(3), ids=["axial", "sagittal", "coronal"])
+@pytest.mark.parametrize("spacing", [(2.0, 1.5), (0.5, 0.7)], ids=str)
+def test_a_tilted_volume_is_as_large_as_it_is_upright(
+    across: int, spacing: tuple[float, float], make_stack: Make, hospital: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    axes = np.roll(np.eye(3), across, axis=1) @ turned(10, 2)
+    make_stack(hospital.root, noise(8), axes=axes[:2], step=axes[2] * 3 - axes[1] * 1.5, spacing=spacing)
+    volume = hospital.volume()
+    voxels = upright(volume.pixels, volume.stack)[0].size
+    assert voxels != volume.pixels.size
+    monkeypatch.setattr(series, "MAX_VOXELS", voxels)
+    assert hospital.volume().stack.tilt
+    monkeypatch.setattr(series, "MAX_VOXELS", voxels - 1)
+    assert left_out(hospital) == {Misfit.TOO_LARGE: 8}
+
+
+def test_tiny_pixels_and_a_tilt_take_no_memory(make_stack: Make, hospital: Any) -> None:
+    make_stack(hospital.root, noise(3), step=(0, 500, 1000), spacing=(1e-5, 1e-5))
+    assert left_out(hospital) == {Misfit.TOO_LARGE: 3}
+
+
 def test_slices_in_more_directions_than_anybody_scans_are_left_out_in_little_time(
     make_stack: Make, hospital: Any
 ) -> None:
@@ -318,6 +341,25 @@ def test_frames_in_any_order_are_put_in_their_places_with_their_own_scale(
         frame = int(np.flatnonzero(order == number)[0]) + 1
         assert volume.stack.places["1.2.7", frame] == number
         np.testing.assert_allclose(volume.pixels[:, :, number], pixels[number].T * (1 + 0.5 * number) - 7)
+
+
+def test_enhanced_images_of_one_frame_have_the_scale_that_their_frame_has(make_stack: Make, hospital: Any) -> None:
+    pixels = noise(4)
+    for number, path in enumerate(make_stack(hospital.root, pixels, SOPClassUID=ENHANCED_MR, RescaleSlope="9")):
+        moved(path, PerFrameFunctionalGroupsSequence=[groups(number, (0, 0, 3), 1 + 0.5 * number)])
+        np.testing.assert_allclose(read_image(path), pixels[number] * (1 + 0.5 * number) - 7)
+    volume = hospital.volume()
+    for number in range(4):
+        np.testing.assert_allclose(volume.pixels[:, :, number], pixels[number].T * (1 + 0.5 * number) - 7)
+
+
+def test_frames_without_a_scale_of_their_own_have_the_file_s(make: Make, hospital: Any) -> None:
+    pixels, frames = noise(4), [groups(number, 2.5 * OBLIQUE[:, 2], 1) for number in range(4)]
+    for frame in frames:
+        del frame.PixelValueTransformationSequence
+    words = {"RescaleSlope": "2", "RescaleIntercept": "-1024", "PerFrameFunctionalGroupsSequence": Sequence(frames)}
+    make_enhanced(make, hospital.root / "a", pixels, np.arange(4), **words)
+    np.testing.assert_array_equal(hospital.volume().pixels, pixels.transpose(2, 1, 0) * 2.0 - 1024)
 
 
 def test_two_images_of_several_frames_are_two_stacks_of_their_series(make: Make, hospital: Any) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from pydicom import dcmread
 
 from models.drawing import as_file
 from models.errors import ConfigError, DataError
@@ -83,6 +84,19 @@ def test_the_attribute_is_for_this_machine_and_the_name_says_nothing_of_it(every
     assert part.values[0] not in part.site.read_text()
 
 
+def test_images_that_may_be_used_though_unmarked_say_where_their_patient_belongs(tmp_path: Path) -> None:
+    site = write_hospital(tmp_path / "us", name="us", seed=5, patients=12, images=1, size=32, studies=["trial"])
+    words = site.read_text().replace('["MR"]', '["US"]').replace('burned_in = "refuse"', 'burned_in = "allow-unmarked"')
+    site.write_text(words)
+    for path in (path for path in (site.parent / "dicom").rglob("*") if path.is_file()):
+        image = dcmread(path)
+        image.Modality, image.InstitutionName = "US", "East" if int(image.PatientID[-1], 36) % 2 else "West"
+        del image.BurnedInAnnotation
+        image.save_as(path)
+    parts = split(site, tmp_path / "parts", by="InstitutionName")
+    assert [part.values for part in parts] == [("East",), ("West",)]
+
+
 def test_a_split_hospital_is_split_again(everybody: Path, tmp_path: Path) -> None:
     halves = split(everybody, tmp_path / "halves", into=2)
     quarters = split(halves[0].site, tmp_path / "quarters", into=2)
@@ -99,7 +113,9 @@ def test_the_picture_shows_every_hospital_and_class(everybody: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"by": "Colour", "into": 2}, "--by: 'Colour' is no DICOM keyword"),
+        ({"by": "Colour", "into": 2}, "--by: 'Colour' is no DICOM keyword of text or numbers"),
+        ({"by": "PixelData", "into": 2}, "--by: 'PixelData' is no DICOM keyword of text or numbers"),
+        ({"by": "PatientAge"}, "--by: no image has PatientAge"),
         ({"by": "labels"}, "--into: is missing"),
         ({"into": 30}, "--into: 30 hospitals need 30 patients"),
     ],
@@ -110,12 +126,36 @@ def test_a_wrong_wish_is_named(everybody: Path, tmp_path: Path, options: dict[st
     assert not (tmp_path / "parts").exists()
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--alpha", "-1", "--alpha: must be more than 0 (got -1)"),
+        ("--alpha", "much", "--alpha: must be more than 0 (got much)"),
+        ("--into", "0", "--into: must be a whole number of at least 1 (got 0)"),
+    ],
+)
+def test_a_number_out_of_range_is_wrong_usage(
+    everybody: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, value: str, said: str
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["split", str(everybody), str(tmp_path / "parts"), option, value])
+    assert said in capsys.readouterr().err
+
+
 def test_nothing_is_overwritten_and_nothing_written_among_the_images(everybody: Path, tmp_path: Path) -> None:
     split(everybody, tmp_path / "parts", into=2)
     with pytest.raises(ConfigError, match="not an empty folder"):
         split(everybody, tmp_path / "parts", into=2)
     with pytest.raises(ConfigError, match=r"inside data\.root"):
         split(everybody, everybody.parent / "dicom" / "parts", into=2)
+
+
+def test_a_list_that_a_windows_editor_saved_names_its_first_patient_too(everybody: Path, tmp_path: Path) -> None:
+    (part, _) = split(everybody, tmp_path / "parts", into=2)
+    (before,) = patients([part])
+    listed = part.site.parent / "patients.txt"
+    listed.write_text(listed.read_text(), encoding="utf-8-sig")
+    assert patients([part]) == [before]
 
 
 def test_a_list_of_nobody_or_of_strangers_is_an_error(everybody: Path, tmp_path: Path) -> None:

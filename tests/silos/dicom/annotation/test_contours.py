@@ -1,6 +1,7 @@
 """Contours of an RTSTRUCT fill the voxels whose centres they enclose, on the slices on which they were drawn."""
 
-from collections.abc import Callable
+import tracemalloc
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -8,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from pydicom import uid
+from pydicom import dcmread, uid
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
 
 from models.errors import ConfigError
 from silos.dicom.annotation import Unfit, UnfitAnnotation, match, read_annotation, read_mask
 from silos.dicom.annotation.contours import fill
-from silos.dicom.header import Reason
+from silos.dicom.header import Flaw, Reason
 
 Make = Callable[..., Any]
 Outline = NDArray[np.float64]
@@ -208,6 +209,32 @@ def test_a_contour_across_slices_is_refused(stack: Any, hospital: Any) -> None:
     assert refusal(hospital) == Unfit.OTHER_GRID
 
 
+def test_each_stack_of_a_series_gets_what_was_drawn_on_it(stack: Any, hospital: Any, make_stack: Make) -> None:
+    pixels = np.zeros((3, 30, COLUMNS), np.uint16)
+    paths = make_stack(hospital.root / "second", pixels, axes=AXES, step=STEP, position=CORNER + 20 * STEP)
+    for number, path in enumerate(paths):
+        image = dcmread(path)
+        image.SOPInstanceUID = f"1.2.3.4.{number + 101}"
+        image.save_as(path)
+    first, second = contour(circle(17.3, 14.6, 9.35), 3, image=3), contour(circle(11, 9, 5.3), 21, image=101)
+    write(hospital, {"GTV": [first, second], "Organ": [contour(circle(9, 9, 3), 2, image=2)]}, images=103)
+
+    def masks(words: dict[str, str]) -> Iterator[NDArray[np.uint8]]:
+        matches = match(hospital.scan().annotations, hospital.stacks().stacks, hospital.root)
+        for each, annotations in sorted(matches.by_stack.items(), key=lambda item: item[0].shape[1], reverse=True):
+            yield read_mask(annotations, each, hospital.root, words, CLASSES)
+
+    whole, part = masks(WORDS | {"Organ": ""})
+    assert whole.any(axis=(0, 1)).sum() == part.any(axis=(0, 1)).sum() == 1
+    assert (whole == 2).sum() == disc(17.3, 14.6, 9.35).sum()
+    assert (part == 2).sum() == disc(11, 9, 5.3).sum()
+    both = masks(WORDS)
+    assert set(np.unique(next(both))) == {0, 1, 2}
+    with pytest.raises(UnfitAnnotation) as caught:  # nobody drew the organ on the second, which may well show it
+        next(both)
+    assert caught.value.reason == Unfit.OTHER_GRID
+
+
 def test_structures_are_known_by_their_codes(stack: Any, hospital: Any) -> None:
     write(hospital, {"Schaeffer 3": [contour(circle(18, 17, 5.3), 2)]}, code="4147007")
     np.testing.assert_array_equal(read(hospital, {"SCT:4147007": "tumour"})[2], 2 * disc(18, 17, 5.3))
@@ -262,6 +289,17 @@ def test_only_contours_may_have_no_pixels(stack: Any, hospital: Any) -> None:
     annotation = read_annotation(hospital.root, "contours/x")
     assert (annotation.kind, [segment.name for segment in annotation.segments]) == ("RTSTRUCT", ["GTV"])
     assert annotation.instances == {f"1.2.3.4.{number + 1}" for number in range(SLICES)}
+
+
+def test_a_contour_that_crosses_the_picture_without_end_takes_no_memory() -> None:
+    zigzag = np.stack([np.arange(20_000) % 512, np.arange(20_000) % 2 * 511], axis=1).astype(float)
+    tracemalloc.start()
+    try:
+        with pytest.raises(Flaw, match="absurd"):
+            fill([zigzag], (512, 512))
+        assert tracemalloc.get_traced_memory()[1] < 10e6
+    finally:
+        tracemalloc.stop()
 
 
 @given(

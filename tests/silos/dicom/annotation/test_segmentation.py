@@ -22,7 +22,7 @@ from pydicom.sequence import Sequence
 from models.errors import ConfigError
 from silos.dicom import apart
 from silos.dicom.annotation import Unfit, UnfitAnnotation, match, read_annotation, read_mask, segmentation
-from silos.dicom.header import Reason, UnreadableFile
+from silos.dicom.header import Reason, UnreadableFile, items
 from silos.dicom.scan import scan
 from silos.dicom.series import find_stacks
 
@@ -295,6 +295,44 @@ def test_a_frame_that_lies_elsewhere_than_the_image_it_names_is_refused(images: 
     assert caught.value.reason == Unfit.CONTRADICTION
 
 
+def test_each_stack_of_a_series_gets_the_frames_that_were_drawn_on_it(
+    images: list[Dataset], hospital: Any, make_stack: Make
+) -> None:
+    write(hospital.root / "x", images, drawn())
+    dataset = dcmread(hospital.root / "x")
+    frame = next(
+        frame
+        for frame in dataset.PerFrameFunctionalGroupsSequence
+        if frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber == 1
+        and frame.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID == images[3].SOPInstanceUID
+    )
+    frame.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID = "1.2.3.4.101"
+    reference = deepcopy(dataset.ReferencedSeriesSequence[0].ReferencedInstanceSequence[0])
+    reference.ReferencedSOPInstanceUID = "1.2.3.4.101"
+    dataset.ReferencedSeriesSequence[0].ReferencedInstanceSequence.append(reference)
+    place = [float(each) + (100 if n == 1 else 0) for n, each in enumerate(images[3].ImagePositionPatient)]
+    frame.PlanePositionSequence[0].ImagePositionPatient = place
+    dataset.save_as(hospital.root / "x")
+    pixels, axes = np.zeros((2, 30, 33), np.uint16), ((0.8, 0.6, 0), (0, 0, -1))
+    paths = make_stack(hospital.root / "second", pixels, axes=axes, step=(-0.6 * 3, 0.8 * 3, 0), position=place)
+    for number, path in enumerate(paths):
+        image = dcmread(path)
+        image.SOPInstanceUID = f"1.2.3.4.{number + 101}"
+        image.save_as(path)
+    first, second = sorted(hospital.stacks().stacks, key=lambda stack: stack.shape[2], reverse=True)
+    matches = match(hospital.scan().annotations, [first, second], hospital.root)
+    mask = drawn()
+    mask[3] = 0
+    found = read_mask(matches.by_stack[first], first, hospital.root, WORDS, CLASSES)
+    np.testing.assert_array_equal(found, classes(mask))
+    found = read_mask(matches.by_stack[second], second, hospital.root, WORDS | {"Core": ""}, CLASSES)
+    np.testing.assert_array_equal(found[..., second.places["1.2.3.4.101", 1]], drawn()[3, :30, :, 0].T)
+    assert found.any(axis=(0, 1)).sum() == 1
+    with pytest.raises(UnfitAnnotation) as caught:  # nobody drew the core on the second, which may well show it
+        read_mask(matches.by_stack[second], second, hospital.root, WORDS, CLASSES)
+    assert caught.value.reason == Unfit.OTHER_GRID
+
+
 def test_a_frame_without_a_position_is_refused(images: list[Dataset], hospital: Any) -> None:
     write(hospital.root / "x", images, drawn())
     dataset = dcmread(hospital.root / "x")
@@ -380,6 +418,23 @@ def test_a_damaged_mask_is_counted_or_refused_and_never_crashes(
         (hospital.root / "x").write_bytes(damaged.tobytes())
         with suppress(UnreadableFile, UnfitAnnotation):
             read_mask([read_annotation(hospital.root, "x")], stack, hospital.root, {"*": "core"}, CLASSES)
+
+
+@pytest.mark.parametrize("deflated", [False, True])
+def test_a_mask_of_more_items_than_anybody_needs_is_refused_before_it_is_read(
+    deflated: bool, images: list[Dataset], hospital: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(hospital.root / "x", images, drawn())
+    count = items((hospital.root / "x").read_bytes())
+    if deflated:
+        dataset = dcmread(hospital.root / "x")
+        dataset.file_meta.TransferSyntaxUID = uid.DeflatedExplicitVRLittleEndian
+        dataset.save_as(hospital.root / "x")
+    monkeypatch.setattr("silos.dicom.annotation.mask.MAX_ITEMS", count - 1)
+    with pytest.raises(UnreadableFile, match="absurd"):
+        read(hospital)
+    monkeypatch.setattr("silos.dicom.annotation.mask.MAX_ITEMS", count)
+    np.testing.assert_array_equal(read(hospital), classes(drawn()))
 
 
 @pytest.mark.zoo

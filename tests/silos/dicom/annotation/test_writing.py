@@ -87,6 +87,33 @@ def test_nothing_found_is_written_too(make_stack: Make, hospital: Any) -> None:
     assert not hd.seg.segread(hospital.root / "mask.dcm").pixel_array.any()
 
 
+@pytest.mark.parametrize(
+    ("charset", "name"),
+    [
+        (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎=やまだ^たろう"),
+        (["", "ISO 2022 IR 149"], "Hong^Gildong=洪^吉洞=홍^길동"),
+        ("ISO_IR 100", "Müller^Jürgen"),
+    ],
+    ids=["japanese", "korean", "latin"],
+)
+def test_a_patient_keeps_the_name_whatever_it_was_written_in(
+    charset: Any, name: str, make_stack: Make, hospital: Any
+) -> None:
+    stack = stack_of(make_stack, hospital, SpecificCharacterSet=charset, PatientName=name)
+    write_mask(hospital.root / "mask.dcm", drawn(stack), stack, hospital.root, CLASSES, MADE_BY, "found")
+    assert hd.seg.segread(hospital.root / "mask.dcm").PatientName == name
+
+
+def test_images_without_preamble_are_good_enough_to_draw_on(make_stack: Make, hospital: Any) -> None:
+    stack = stack_of(make_stack, hospital)
+    for path in (hospital.root / "images").iterdir():
+        content = path.read_bytes()
+        path.write_bytes(content[content.index(b"\x08\x00\x16\x00UI") :])
+    assert [each.shape for each in hospital.stacks().stacks] == [stack.shape]
+    write_mask(hospital.root / "mask.dcm", drawn(stack), stack, hospital.root, CLASSES, MADE_BY, "found")
+    assert hd.seg.segread(hospital.root / "mask.dcm").PatientID == "MRN1"
+
+
 def test_images_without_what_a_segmentation_needs_are_a_reason_and_no_file(make_stack: Make, hospital: Any) -> None:
     stack = stack_of(make_stack, hospital)
     path = hospital.root / "mask.dcm"
