@@ -5,6 +5,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ import torch
 from models import tasks
 from models.console import Report, human_bytes
 from models.errors import ConfigError, DataError, IntramuralError
+from models.exchange.documents import Agreement
 from models.exchange.encoding import Encoding
-from models.ledger import read
+from models.ledger import Event, read
 from models.plan import Plan
 from models.tasks import Case
 from models.tasks.flat import FlatNetwork
@@ -24,12 +26,14 @@ from silos.cohort import Cohort, match_arrays, read_arrays
 from silos.config import Data, Site
 from silos.dataset import read_case
 from silos.finding import Finding, look
+from silos.gate import Standing
 from silos.network.connection import check_connection
 from silos.precision import layout, trains_in_bfloat16
 from silos.training import device_for
 from silos.visit import load_signer, match_cohort, scan_site, unit_of
 
 _SAMPLE = 8  # cases decoded, spread over the cohort
+_EXAMPLE = "CHANGE-ME"  # how the salt of configs/sites/north.toml begins
 _SPACE = 10**9  # bytes of the work folder's disk
 _MEMORY = 2 * 10**9  # bytes: torch and its libraries take a quarter of it, a small network and its images the rest
 
@@ -58,11 +62,15 @@ def check_site(path: Path, plan: Plan | None, progress: Report | None = None) ->
         look("ledger", lambda: _ledger(site)),
         *check_connection(site),
         look("policy", lambda: _policy(site)),
+        look("salt", lambda: _salt(site)),
     ]
     if plan is not None:
         findings.append(look("policy for the study", lambda: _study(site, plan)))
-    found: list[tuple[Cohort, _Reader]] = []
-    findings.append(look("images and labels", lambda: _cohort(site, plan, found, progress)))
+    found, closed = list[tuple[Cohort, _Reader]](), list[str]()
+    findings.append(look("images and labels", lambda: _cohort(site, plan, found, closed, progress)))
+    if closed:
+        told = f"{len(closed)} could not be opened; the first is {closed[0]}"
+        findings.append(Finding("folders", False, told, "let this user open it, or move it out of data.root"))
     if found:
         (matched, reader), cases = found[0], list[Case]()
         findings += _split(site, matched)
@@ -78,6 +86,8 @@ def _key(site: Site) -> str:
 
 def _disk(site: Site) -> str:
     folder = next(parent for parent in [site.run.work, *site.run.work.parents] if parent.exists())
+    if not folder.is_dir():
+        raise ConfigError(f"run.work: {folder} is a file", "give a folder")
     free = shutil.disk_usage(folder).free
     if free < _SPACE:
         raise DataError(f"run.work: {folder} has {human_bytes(free)} free", f"free at least {human_bytes(_SPACE)}")
@@ -142,18 +152,28 @@ def _policy(site: Site) -> str:
     return f"{studies}: {', '.join(policy.tasks)}; {', '.join(policy.metrics)}; from {policy.min_patients} patients on"
 
 
+def _salt(site: Site) -> str:
+    if site.data.salt.startswith(_EXAMPLE):
+        raise ConfigError(
+            "data.salt: is still the example's, which everybody knows",
+            "draw one before the first round: openssl rand -hex 16",
+        )
+    return "drawn"
+
+
 def _approved(site: Site) -> set[str]:
-    """Names of the studies that people approved and did not revoke since; none while there is no key."""
-    if not site.key.exists():
+    """Names of the studies that people approved and did not revoke since; none while there is no key or folder."""
+    if not site.key.exists() or not site.run.work.is_dir():
         return set()
     return {name for name, yes in decisions.latest(site, load_signer(site).verifier).values() if yes}
 
 
 def _study(site: Site, plan: Plan) -> str:
     policy = site.policy
-    names = {entry.partition("@")[0] for entry in policy.studies} | _approved(site)
+    said, plans = _said(site, plan.name)
+    named = [pinned for name, _, pinned in (entry.partition("@") for entry in policy.studies) if name == plan.name]
     problems = [
-        (plan.name not in names, f"{plan.name!r} is not approved, and policy.studies does not name it"),
+        (not named and not said.approved, f"{plan.name!r} is not approved, and policy.studies does not name it"),
         (plan.task.name not in policy.tasks, f"policy.tasks does not name {plan.task.name!r}"),
         (plan.rounds > policy.max_rounds, f"policy.max_rounds is below the {plan.rounds} rounds of the plan"),
     ]
@@ -162,13 +182,73 @@ def _study(site: Site, plan: Plan) -> str:
         raise ConfigError("; ".join(found), "approve the study, and allow the rest in [policy], if the hospital agrees")
     withheld = sorted(set(plan.metrics) - set(policy.metrics))
     note = f"; {', '.join(withheld)} would be withheld" if withheld else ""
-    return f"{plan.name} is allowed{note}"
+    return f"{plan.name} is allowed{_pinned(plan, named, said, plans)}{note}"
 
 
-def _cohort(site: Site, plan: Plan | None, found: list[tuple[Cohort, _Reader]], progress: Report | None) -> str:
+def _pinned(plan: Plan, named: list[str], said: Standing, plans: dict[str, Plan]) -> str:
+    """To which study a plan's name is pinned, if to any: the gate lets no other study of this name in.
+
+    Args:
+        plan: The study to be ready for.
+        named: Of each entry of `policy.studies` with this name, the digest or "".
+        said: What was said of the studies of this name.
+        plans: The plans of those that were let in, by digest.
+
+    Raises:
+        ConfigError: To one that was revoked, or that has another plan.
+    """
+    pins = {pinned for pinned in named if pinned}
+    if named and not pins and said.first:
+        pins = {said.first}
+    let_in = sorted(said.approved | pins)
+    if not let_in:
+        return ""
+    standing = [study for study in let_in if study not in said.revoked]
+    # Only its agreement says whether a study that never came is of this plan.
+    fitting = [study for study in standing if plans.get(study, plan) == plan]
+    if not fitting:
+        why = "whose plan is another" if standing else "which was revoked"
+        raise ConfigError(
+            f"{plan.name!r} is allowed by name, but pinned to {(standing or let_in)[0]}, {why}",
+            "approve the study that is to come: intramural-silo approve SITE.toml AGREEMENT.json",
+        )
+    return f", pinned to {fitting[0]}: another study of this name needs intramural-silo approve"
+
+
+def _said(site: Site, name: str) -> tuple[Standing, dict[str, Plan]]:
+    """What was said here of the studies of one name, and the plans of those that were let in, by digest."""
+    said, agreements = Standing(), list[Agreement]()
+    if not site.key.exists() or not site.run.work.is_dir():
+        return said, {}
+    verifier, ledger = load_signer(site).verifier, site.run.work / "ledger"
+    waiting = [item for _, item in decisions.waiting(site, verifier) if item.name == name]  # first, as in `latest`
+    if ledger.exists():
+        opened = read(ledger, verifier)
+        said = decisions.standing(opened.records, name)
+        lines = [line for line in decisions.words(opened.records) if line.body["name"] == name]
+        kept = {line.body["agreement"] for line in lines if line.event == Event.STUDY_APPROVED}
+        agreements += [Agreement.decode(opened.manifest(digest)) for digest in kept]
+    for item in waiting:
+        approved, revoked = said.approved - {item.study}, said.revoked - {item.study}
+        if item.agreement:
+            agreements.append(item.agreement)
+            said = replace(said, first=said.first or item.study, approved=approved | {item.study}, revoked=revoked)
+        else:
+            said = replace(said, approved=approved, revoked=revoked | {item.study})
+    return said, {agreement.study: agreement.plan for agreement in agreements}
+
+
+def _cohort(
+    site: Site,
+    plan: Plan | None,
+    found: list[tuple[Cohort, _Reader]],
+    closed: list[str],
+    progress: Report | None,
+) -> str:
     if site.data.arrays is not None:
         return _arrays(site.data, site.data.arrays, plan, found)
     scanned = scan_site(site, progress, plan)
+    closed += scanned.closed
     matched = match_cohort(site, scanned, plan)
     found.append((matched, lambda row: read_case(row, site.data, matched.classes, unit_of(site, plan))))
     left_out = ", ".join(f"{count} {reason}" for reason, count in matched.left_out.items()) or "nothing"

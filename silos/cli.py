@@ -3,6 +3,7 @@
 import argparse
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from models.console import (
     OK,
     human_bytes,
     log_service,
+    printable,
     progress,
     run_command,
     show_json,
@@ -139,17 +141,17 @@ def _json(parser: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
+    with suppress(ValueError):
+        if (number := int(text)) >= 1:
+            return number
+    raise argparse.ArgumentTypeError(f"must be a whole number of at least 1 (got {text})")
 
 
 def _above_zero(text: str) -> float:
-    number = float(text)
-    if not 0 < number < float("inf"):
-        raise ValueError
-    return number
+    with suppress(ValueError):
+        if 0 < (number := float(text)) < float("inf"):
+            return number
+    raise argparse.ArgumentTypeError(f"must be more than 0 (got {text})")
 
 
 def _site(path: Path) -> "Site":
@@ -203,11 +205,13 @@ def _scan(arguments: argparse.Namespace) -> int:
     if arguments.json:
         columns = ("modality", "transfer_syntax", "images")
         used = [dict(zip(columns, row, strict=True)) for row in usable]
-        show_json({**counts, "left_out": found.left_out, "usable": used})
+        show_json({**counts, "left_out": found.left_out, "closed": found.closed, "usable": used})
         return OK
     show_table(f"{site.name}: {site.data.folder}", ("what", "how many"), counts.items())
     show_table("usable", ("modality", "transfer syntax", "images"), usable)
     show_table("left out", ("reason", "files"), found.left_out.items())
+    if found.closed:
+        print(printable(f"folders that could not be opened: {len(found.closed)}; the first is {found.closed[0]}"))
     return OK
 
 
@@ -316,7 +320,8 @@ def _predict(arguments: argparse.Namespace) -> int:
     if arguments.json:
         show_json({"folder": str(out), "cases": len(found.dataset), "left_out": found.left_out})
         return OK
-    show_table(f"{site.name}: not predicted", ("reason", "files"), found.left_out.items())
+    if found.left_out:
+        show_table(f"{site.name}: not predicted", ("reason", "files"), found.left_out.items())
     print(f"{out}: predictions of {len(found.dataset)} cases, which nobody has checked; patient data")
     return OK
 
@@ -385,10 +390,11 @@ def _approve(arguments: argparse.Namespace) -> int:
     from silos.approval.proposal import explain, read_agreement
 
     site = _site(arguments.site)
-    rows = explain(site, read_agreement(arguments.agreement))
+    agreement = read_agreement(arguments.agreement)
+    rows = explain(site, agreement)
     if not arguments.json:
         show_table(f"{site.name}: what the study asks", ("what", "value"), rows)
-    decided = [] if arguments.show else [approve(site, arguments.agreement)]
+    decided = [] if arguments.show else [approve(site, agreement)]
     if arguments.json:
         show_json({"asked": [list(row) for row in rows], "decided": [vars(item) for item in decided]})
     else:

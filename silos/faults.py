@@ -12,7 +12,7 @@ signatures, ledgers and checks as honest work, so the records tell of it what th
 import functools
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -50,7 +50,7 @@ class FaultySilo(Silo):
     faults: Sequence[Fault] = ()
 
     def _work(
-        self, bench: Bench, order: Order, model: Vector | None, rounds_done: int, pace: Pace | None
+        self, bench: Bench, order: Order, model: Vector | None, released: Mapping[str, float], pace: Pace | None
     ) -> gate.Release:
         now = struck(self.faults, self.site.name, order.round)
         data = bench.data
@@ -58,7 +58,7 @@ class FaultySilo(Silo):
         train, held_out = (_shown(side, now, classes) for side in (data.train, data.held_out))
         bench = replace(bench, data=replace(data, train=train, held_out=held_out))
         pace, fit = _pace(now), self.fit
-        release = visit(self.site, self.signer, bench, order, model, rounds_done, self._progress, pace, fit)
+        release = visit(self.site, self.signer, bench, order, model, released, self._progress, pace, fit)
         for fault in now:
             if isinstance(fault, Garbage) and release.vector is not None:
                 vector = _garbage(fault, release.vector, order, self.site.name, bench.network.spec)

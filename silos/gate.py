@@ -8,12 +8,23 @@ inside.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from models.errors import IntramuralError, PolicyError, Rule
-from models.exchange.documents import Agreement, Band, Examples, Filter, Manifest, Privacy, Refusal, Survey, Tensor
+from models.exchange.documents import (
+    MAX_METRIC,
+    Agreement,
+    Band,
+    Examples,
+    Filter,
+    Manifest,
+    Privacy,
+    Refusal,
+    Survey,
+    Tensor,
+)
 from models.exchange.encoding import BOUND, Encoding
 from models.exchange.spec import Spec, Vector, norm, tensor_digests, update_digest
 from models.exchange.survey import TableName, Total, band
@@ -35,7 +46,7 @@ class Update:
         work: Share of the planned steps that were done, if the study asks.
         precision: In which the training was done, if in less than float32.
         batched: Whether the training was one computation with that of other hospitals, in a simulation.
-        evaluated_patients: Patients behind the metrics.
+        evaluated_patients: Patients behind the metrics; of masks, those in whom something is drawn.
         evaluated_images: Images behind the metrics.
         metrics: Every number that was measured.
     """
@@ -75,7 +86,7 @@ class Standing:
     revoked: frozenset[str] = frozenset()
 
 
-def permit(policy: Policy, agreement: Agreement, said: Standing | None, rounds_done: int) -> None:
+def permit(policy: Policy, agreement: Agreement, said: Standing | None, released: Sequence[float]) -> None:
     """Whether an order under this agreement may be followed.
 
     A person's word on exactly this study decides. Where nobody said anything, `policy.studies` does.
@@ -84,7 +95,7 @@ def permit(policy: Policy, agreement: Agreement, said: Standing | None, rounds_d
         policy: This hospital's.
         agreement: What the order comes with.
         said: What was said before of studies of this name, if anything.
-        rounds_done: Rounds of this study that this hospital already released, this one excluded.
+        released: The noise of each other update of this study that this hospital released; see `noise_of`.
 
     Raises:
         PolicyError: It may not.
@@ -98,16 +109,16 @@ def permit(policy: Policy, agreement: Agreement, said: Standing | None, rounds_d
         )
     if study not in said.approved:
         _require_named(policy, plan.name, study, said)
-    require_allowed(policy, plan, rounds_done)
+    require_allowed(policy, plan, released)
 
 
-def require_allowed(policy: Policy, plan: Plan, rounds_done: int) -> None:
-    """Whether the policy lets the next round of such a study be followed, once the study is approved.
+def require_allowed(policy: Policy, plan: Plan, released: Sequence[float]) -> None:
+    """Whether the policy lets the next update of such a study be made, once the study is approved.
 
     Args:
         policy: This hospital's.
         plan: What the study asks for.
-        rounds_done: Rounds of it that were released already.
+        released: The noise of each update of it that was released already; see `noise_of`.
 
     Raises:
         PolicyError: It does not.
@@ -116,17 +127,17 @@ def require_allowed(policy: Policy, plan: Plan, rounds_done: int) -> None:
         raise PolicyError(
             Rule.TASK, f"policy.tasks: does not name {plan.task.name!r}", "name it there if the hospital agrees"
         )
-    if rounds_done >= policy.max_rounds:
+    if len(released) >= policy.max_rounds:
         raise PolicyError(
             Rule.MAX_ROUNDS,
-            f"policy.max_rounds: {rounds_done} rounds were released, the limit is {policy.max_rounds}",
+            f"policy.max_rounds: {len(released)} updates were released, the limit is {policy.max_rounds}",
             "raise policy.max_rounds if the hospital agrees to share more of this study",
         )
-    spent = _epsilon(policy, rounds_done + 1)
-    if policy.max_epsilon is not None and (spent is None or spent > policy.max_epsilon):
+    spent = privacy.epsilon([*released, policy.noise], policy.delta)
+    if policy.max_epsilon is not None and spent > policy.max_epsilon:
         raise PolicyError(
             Rule.EPSILON,
-            f"policy.max_epsilon: the next round would spend {spent}, the limit is {policy.max_epsilon}",
+            f"policy.max_epsilon: the next round would spend {spent:g}, the limit is {policy.max_epsilon}",
             "raise policy.noise or policy.max_epsilon, or end the study here",
         )
 
@@ -172,7 +183,7 @@ def release(
     update: Update,
     spec: Spec,
     *,
-    rounds: int,
+    released: Mapping[str, float],
     secret: bytes,
     software: Mapping[str, str],
 ) -> Release:
@@ -183,7 +194,7 @@ def release(
         agreement: The approved study.
         update: What the visit produced.
         spec: Layout of the arrays.
-        rounds: Rounds of this study released, this one included.
+        released: By digest, the noise of each update of this study that was released before; see `noise_of`.
         secret: Key of the noise.
         software: Names and versions to report.
 
@@ -221,11 +232,12 @@ def release(
             f"policy.max_bytes: the update has {encoding.nbytes} bytes, the limit is {policy.max_bytes}",
             "raise policy.max_bytes if the hospital agrees, or decline this network",
         )
-    spent = _epsilon(policy, rounds)
     tensors = tensors_of(spec, vector)
+    digest = update_digest(spec, (tensor.sha256 for tensor in tensors))
+    spent = privacy.epsilon([*others(released, digest), policy.noise], policy.delta)
     manifest = told.model_copy(
         update={
-            "digest": update_digest(spec, (tensor.sha256 for tensor in tensors)),
+            "digest": digest,
             "norm": length,
             "tensors": tensors,
             "filters": filters,
@@ -233,7 +245,7 @@ def release(
             "work": None if update.work is None else _tenths(update.work),
             "precision": update.precision,
             "batched": update.batched,
-            "privacy": None if spent is None else Privacy(epsilon=round(spent, 6), delta=policy.delta),
+            "privacy": Privacy(epsilon=round(spent, 6), delta=policy.delta) if math.isfinite(spent) else None,
         }
     )
     return Release(manifest, vector)
@@ -320,11 +332,20 @@ def _metrics(
     withheld: list[MetricName] = []
     for name in sorted(set(wanted)):
         value = update.metrics.get(name)
-        if name in policy.metrics and enough and value is not None and math.isfinite(value):
-            metrics[name] = round(float(value), policy.decimals)
+        if name in policy.metrics and enough and value is not None and abs(value) <= MAX_METRIC:
+            metrics[name] = _rounded(float(value), policy.decimals)
         else:
             withheld.append(name)
     return metrics, withheld
+
+
+def _rounded(value: float, decimals: int) -> float:
+    """To so many decimals, and from 10 on to fewer.
+
+    Who chooses the model can make a loss as large as it likes, and read exact counts in its digits.
+    """
+    before_point = math.floor(math.log10(abs(value))) if value else 0
+    return round(value, decimals - max(0, before_point))
 
 
 def tensors_of(spec: Spec, vector: Vector) -> list[Tensor]:
@@ -341,5 +362,17 @@ def tensors_of(spec: Spec, vector: Vector) -> list[Tensor]:
     ]
 
 
-def _epsilon(policy: Policy, rounds: int) -> float | None:
-    return privacy.epsilon(policy.noise, rounds, policy.delta) if policy.noise > 0 else None
+def noise_of(manifest: Manifest) -> float:
+    """The noise of an update that was released, in units of its bound; 0 if it had none."""
+    filters = {item.name: item for item in manifest.filters}
+    if "noise" not in filters:
+        return 0.0
+    sd, bound = filters["noise"].sd, filters["clip"].bound
+    assert sd
+    assert bound
+    return sd / bound
+
+
+def others(released: Mapping[str, float], digest: str | None) -> list[float]:
+    """The noises of all updates but one, by its digest: what was told before is told again for nothing."""
+    return [noise for known, noise in released.items() if known != digest]

@@ -6,6 +6,7 @@ it, and neither metrics nor counts. SECURITY.md says what that is worth.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
@@ -47,8 +48,8 @@ def add_noise(vector: Vector, sd: float, secret: bytes) -> Vector:
     """Add Gaussian noise that only the holder of a secret can reproduce.
 
     The key of the noise is derived from the secret and from the update itself, as deterministic
-    signatures derive their nonce (RFC 6979): the same update gets the same noise, so that repeating an
-    order cannot average it away, and another update gets independent noise.
+    signatures derive their nonce (RFC 6979): the same update gets the same noise, so that telling it again
+    tells nothing more. Another update gets independent noise, and is one more to be counted (`epsilon`).
 
     Args:
         vector: `(n,)` float32; not changed.
@@ -91,21 +92,22 @@ def tell(vector: Vector, encoding: Encoding, bound: float) -> tuple[Vector, floa
     return found, length
 
 
-def epsilon(noise: float, rounds: int, delta: float) -> float:
-    """Epsilon of `rounds` Gaussian releases, exactly.
+def epsilon(noises: Sequence[float], delta: float) -> float:
+    """Epsilon of several Gaussian releases, exactly.
 
-    `rounds` releases of sensitivity 1 with noise `noise` compose to one of mu = sqrt(rounds) / noise;
-    delta(epsilon) of it is in closed form (Balle & Wang, ICML 2018; Dong et al., JRSS-B 2022).
+    Releases of sensitivity 1 with noises s compose to one of mu = sqrt(sum of 1 / s**2); delta(epsilon) of it is in
+    closed form (Balle & Wang, ICML 2018; Dong et al., JRSS-B 2022).
 
     Args:
-        noise: Standard deviation in units of the clipping bound, above 0.
-        rounds: Number of releases, at least 1.
+        noises: Of each release, the standard deviation in units of its clipping bound; at least one.
         delta: Between 0 and 1.
 
     Returns:
-        The smallest epsilon >= 0 of that delta, to 1e-9.
+        The smallest epsilon >= 0 of that delta, to 1e-9; infinite if one release had no noise.
     """
-    mu = math.sqrt(rounds) / noise
+    if not all(noises):
+        return math.inf
+    mu = math.sqrt(math.fsum(noise**-2 for noise in noises))
 
     def exceeds(candidate: float) -> bool:
         # e**eps overflows where the tail underflows; their product is taken in logarithms.

@@ -7,6 +7,8 @@ refusal of one word; the words of the error stay here. The work itself is `visit
 
 import logging
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -21,11 +23,11 @@ from models.errors import (
     StaleBase,
 )
 from models.exchange.channel import Channel, Received
-from models.exchange.documents import Agreement, Closing, Order, Survey
+from models.exchange.documents import Agreement, Closing, Manifest, Order, Survey
 from models.exchange.encoding import Encoding
 from models.exchange.spec import Vector
 from models.exchange.statement import Envelope, Evidence, Kind, Statement
-from models.ledger import Entry, Event, Verifier
+from models.ledger import Entry, Event, Record, Verifier
 from silos import gate, local_norm, witness
 from silos.approval import decisions
 from silos.config import Site
@@ -36,6 +38,15 @@ from silos.visit import Bench, Fit, load_signer, set_up, survey, visit
 log = logging.getLogger("intramural.silo")
 
 _WITH_MODEL = ("train", "evaluate")  # orders that bring one
+
+
+@dataclass(frozen=True)
+class _Released:
+    """An update that was offered: in which round, from which model, and its noise in units of its bound."""
+
+    round: int
+    base: str
+    noise: float
 
 
 class Silo:
@@ -62,6 +73,7 @@ class Silo:
         self.signer = load_signer(site)
         self._hurried = hurried
         self._progress = progress
+        self._noises: dict[str, float] = {}  # of updates that were offered, by the manifest's digest
         self._bench: Bench | None = None
         self._coordinator = invitation(site).key if site.run.coordinator else None
         self.wake()
@@ -154,9 +166,12 @@ class Silo:
             LedgerError: The coordinator's ledger was rewritten, or its leave cannot be kept.
         """
         xid = evidence.receipt and evidence.receipt[0]
-        channel = next((known for known in self._all_channels() if xid in known.sent), None)
-        if channel is None:
+        offered = (record for record in reversed(self.ledger.records) if record.event.endswith(".offered"))
+        sent = next((record for record in offered if Statement.parse(record.body["statement"]).xid == xid), None)
+        approved = [record for record in self.ledger.of(Event.STUDY_APPROVED) if sent and record.study == sent.study]
+        if not approved:
             raise Malformed("the farewell is of no study that was taken part in", detail="study")
+        channel = self._channel(Agreement.decode(self.ledger.manifest(approved[0].body["agreement"])))
         channel.part(evidence)
         return channel.farewell()
 
@@ -167,17 +182,21 @@ class Silo:
             return channel.offer(Kind.CLOSING, order.round, closing, answers=asked.xid)
         if order.visit == "survey":
             return self._survey(order, asked, channel)
-        done = self._rounds(agreement.study)
-        others = {round_: base for round_, base in done.items() if round_ != order.round}
-        self._permit(agreement, len(others))
+        released = self._released(agreement.study)
+        noises = {digest: update.noise for digest, update in released.items()}
+        other_rounds = [update.noise for update in released.values() if update.round != order.round]
+        self._permit(agreement, other_rounds)
         witness.require(self.ledger, self.signer.verifier, channel.peer, order, received)
         if asked.payload != order.base:
             raise StaleBase("the model that came is not the one that the order names")
-        repeated = order.visit == "train" and done.get(order.round, order.base) != order.base
-        if repeated or order.round < max(done, default=0):
+        bases = {update.round: update.base for update in released.values()}
+        repeated = order.visit == "train" and bases.get(order.round, order.base) != order.base
+        if repeated or order.round < max(bases, default=0):
             raise Replayed(f"round {order.round} was answered before, for another model", detail="round")
         if not 1 <= order.round <= agreement.plan.rounds:
             raise Replayed(f"round {order.round} is none of the plan's", detail="round")
+        if len(self._models(agreement.study)) > agreement.plan.rounds + 1:
+            raise Replayed("more models came than the plan's rounds can make", detail="round")
         if self._bench is None or self._bench.study != agreement.study:
             self._bench = None  # before the next one is made: two would not fit a small machine
             self._bench = set_up(self.site, agreement, self._progress)
@@ -185,12 +204,14 @@ class Silo:
         local_norm.recall(kept, self._bench.network, order.round, train=order.visit == "train")
         partial = self._hurried and agreement.plan.stragglers == "partial"
         pace = within(agreement.plan.deadline, came) if partial else None
-        release = self._work(self._bench, order, vector, len(others), pace)
+        release = self._work(self._bench, order, vector, noises, pace)
         self._bench.data.rest()
         if order.visit == "train":
             local_norm.remember(kept, self._bench.network, order.round)
         self.tend()
-        self._permit(agreement, len(others))  # who said no meanwhile is obeyed; the work may have taken hours
+        told = release.manifest.digest
+        # Who said no meanwhile is obeyed; the work may have taken hours. Done again, it may come out otherwise.
+        self._permit(agreement, other_rounds if told is None else gate.others(noises, told))
         if release.vector is None:
             return channel.offer(Kind.REPORT, order.round, release.manifest, answers=asked.xid)
         return channel.offer(
@@ -200,28 +221,28 @@ class Silo:
             spec=agreement.spec,
             vector=release.vector,
             encoding=Encoding(agreement.plan.encoding, self._bench.network.spec),
-            payload=release.manifest.digest,
+            payload=told,
             answers=asked.xid,
             facts={"base": order.base},
         )
 
     def _work(
-        self, bench: Bench, order: Order, model: Vector | None, rounds_done: int, pace: Pace | None
+        self, bench: Bench, order: Order, model: Vector | None, released: Mapping[str, float], pace: Pace | None
     ) -> gate.Release:
         """Evaluate, train, and pass the gate; a simulation's faults come in here (`silos.faults`)."""
-        return visit(self.site, self.signer, bench, order, model, rounds_done, self._progress, pace, self.fit)
+        return visit(self.site, self.signer, bench, order, model, released, self._progress, pace, self.fit)
 
     def _survey(self, order: Order, asked: Statement, channel: Channel) -> Envelope:
         """Tell what could be trained on: once, and then always the same."""
         agreement = order.agreement
-        self._permit(agreement, 0)
+        self._permit(agreement, ())
         if order.round != 0:
             raise Replayed("a survey is asked for in round 0", detail="round")
         told = [record for record in self.ledger.of(Event.SURVEY_OFFERED) if record.study == agreement.study]
         said = Survey.decode(self.ledger.manifest(told[0].body["statement"]["body"])) if told else None
         document = survey(self.site, agreement.plan, said, self._progress)
         self.tend()
-        self._permit(agreement, 0)
+        self._permit(agreement, ())
         return channel.offer(Kind.SURVEY, order.round, document, answers=asked.xid)
 
     def _channel(self, agreement: Agreement) -> Channel:
@@ -235,13 +256,6 @@ class Silo:
             self._channels[study] = Channel(self.ledger, self.signer, coordinator, study)
         return self._channels[study]
 
-    def _all_channels(self) -> list[Channel]:
-        """The channels of every study whose agreement was approved here, open or not."""
-        for record in self.ledger.of(Event.STUDY_APPROVED):
-            if record.study not in self._channels:
-                self._channel(Agreement.decode(self.ledger.manifest(record.body["agreement"])))
-        return list(self._channels.values())
-
     def _reject(self, error: IntramuralError, envelope: Envelope) -> None:
         """Write down that what arrived is no order to follow; of a rewritten past, with both signed heads."""
         log.warning("an order was rejected: %s", error.wire_code)
@@ -251,17 +265,31 @@ class Silo:
             body["evidence"] = self.ledger.store(channel.against(envelope))
         self.ledger.append(Entry(Event.ORDER_REJECTED, body))
 
-    def _permit(self, agreement: Agreement, rounds_done: int) -> None:
+    def _permit(self, agreement: Agreement, released: Sequence[float]) -> None:
         """Refuse what nobody approved; write down, once, that the policy lets a study in."""
         said = decisions.standing(self.ledger.of(*decisions.WORDS), agreement.plan.name)
-        gate.permit(self.site.policy, agreement, said, rounds_done)
+        gate.permit(self.site.policy, agreement, said, released)
         if not any(record.study == agreement.study for record in self.ledger.of(Event.STUDY_APPROVED)):
             self.ledger.append(decisions.approved(self.site, self.ledger, agreement, by="policy"))
 
-    def _rounds(self, study: str) -> dict[int, str]:
-        """The rounds of a study for which an update was offered, each with its base model."""
+    def _released(self, study: str) -> dict[str, "_Released"]:
+        """The updates of a study that were offered, by digest; one that was offered twice stands there once."""
         return {
-            record.round: record.body["base"]
+            record.body["statement"]["payload"]: _Released(record.round, record.body["base"], self._noise(record))
             for record in self.ledger.of(Event.UPDATE_OFFERED)
             if record.study == study and record.round is not None
         }
+
+    def _noise(self, record: Record) -> float:
+        """The noise of an update that was offered, from its manifest; 0 where nobody asks."""
+        if self.site.policy.noise == 0:
+            return 0.0  # with one more that has none, epsilon is infinite whatever they had
+        name = record.body["statement"]["body"]
+        if name not in self._noises:
+            self._noises[name] = gate.noise_of(Manifest.decode(self.ledger.manifest(name)))
+        return self._noises[name]
+
+    def _models(self, study: str) -> set[str]:
+        """The models of a study that came, by digest."""
+        came = (r.body["statement"]["payload"] for r in self.ledger.of(Event.ORDER_RECEIVED) if r.study == study)
+        return {digest for digest in came if digest is not None}

@@ -8,7 +8,7 @@ could be trained on. Nothing here sends, and nothing is written but the index an
 import importlib.metadata
 import platform
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -76,7 +76,7 @@ def visit(
     bench: Bench,
     order: Order,
     model: Vector | None,
-    rounds_done: int,
+    released: Mapping[str, float],
     progress: Report | None = None,
     pace: Pace | None = None,
     fit: Fit | None = None,
@@ -89,7 +89,7 @@ def visit(
         bench: The study's network and data.
         order: `train` or `evaluate`.
         model: The base model, `(spec.size,)` float32.
-        rounds_done: Rounds of this study released before.
+        released: By digest, the noise of each update of this study that was released before.
         progress: Told how long work goes on.
         pace: When training ends early, in a study that takes partial work.
         fit: In a simulation, what trains this hospital together with others (`silos.together`).
@@ -138,7 +138,7 @@ def visit(
         work=work if plan.stragglers == "partial" else None,
         precision="bfloat16" if trains_in_bfloat16(network.weights.device, plan.training) else None,
         batched=fit is not None,
-        evaluated_patients=matched.patients(held_out=True),
+        evaluated_patients=bench.data.judged,
         evaluated_images=len(bench.data.held_out),
         metrics=metrics,
     )
@@ -147,7 +147,7 @@ def visit(
         agreement,
         update,
         network.spec,
-        rounds=rounds_done + 1,
+        released=released,
         secret=signer.derive(b"intramural noise v1"),
         software=software(),
     )
@@ -169,9 +169,9 @@ def preview(site: Site, plan: Plan, progress: Report | None = None) -> Manifest:
     model = network.vector.numpy().copy()
     initial = vector_digest(network.spec.digest, model)
     agreement = Agreement(plan=plan, coordinator_key=signer.vkey, initial=initial, spec=network.spec.digest)
-    gate.require_allowed(site.policy, plan, 0)
+    gate.require_allowed(site.policy, plan, ())
     order = Order(agreement=agreement, round=1, visit="train", base=initial)
-    return visit(site, signer, set_up(site, agreement, progress), order, model, 0, progress).manifest
+    return visit(site, signer, set_up(site, agreement, progress), order, model, {}, progress).manifest
 
 
 def survey(site: Site, plan: Plan, said: Survey | None = None, progress: Report | None = None) -> Survey:
@@ -222,9 +222,19 @@ def scan_site(site: Site, progress: Report | None = None, plan: Plan | None = No
         site: The hospital.
         progress: Told how long it goes on.
         plan: The study; where its cases are volumes, images of several frames are let in.
+
+    Raises:
+        ConfigError: The folder of the index cannot be made, or the list of patients cannot be read.
+        DataError: The images, or the index, cannot be read.
     """
-    data = site.data
-    disk.make_folder(site.cache, 0o700)
+    data, key = site.data, "run.cache" if site.run.cache else "run.work"
+    try:
+        disk.make_folder(site.cache, 0o700)
+    except FileExistsError as error:
+        raise ConfigError(f"{key}: {error.filename} is a file", "give a folder") from error
+    except OSError as error:
+        what = f"{site.cache}: {error.strerror}"
+        raise ConfigError(f"{key}: {what}", "give a folder that this user can write") from error
     found = scan(
         data.folder,
         site.cache / "index.sqlite",

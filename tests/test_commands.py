@@ -14,6 +14,7 @@ from aggregator.cli import main as aggregator
 from models.ledger import Event, read
 from silos.cli import main as silo
 from silos.config import Site
+from silos.silo import Silo
 
 Write = Callable[..., Path]
 
@@ -239,6 +240,72 @@ def test_check_says_of_each_thing_what_is_wrong(north: Path, capsys: pytest.Capt
     assert found["pixels"]["ok"]
 
 
+@pytest.mark.parametrize("command", ["scan", "preview"])
+def test_a_work_folder_that_is_a_file_or_cannot_be_made_names_its_key(
+    north: Path,
+    write_plan: Write,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+) -> None:
+    arguments = [command, str(north), *([str(write_plan())] if command == "preview" else [])]
+    change(north, 'work = "work"', 'work = "labels.csv"')
+    assert silo(arguments) == 1
+    error = capsys.readouterr().err
+    assert f"run.work: {north.parent / 'labels.csv'} is a file" in error
+    assert "do: give a folder" in error
+
+    def deny(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("models.ledger.disk.make_folder", deny)
+    assert silo(arguments) == 1
+    error = capsys.readouterr().err
+    assert f"run.work: {north.parent / 'labels.csv'}: Permission denied" in error
+    assert "do: give a folder that this user can write" in error
+
+
+def test_a_scan_says_which_folder_could_not_be_opened(
+    north: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert silo(["scan", str(north)]) == 0
+    assert "could not be opened" not in capsys.readouterr().out
+    closed = min((north.parent / "dicom").iterdir())
+    real = os.scandir
+
+    def deny(path: str | Path = ".") -> object:
+        if Path(path) == closed:
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", deny)
+    assert silo(["scan", str(north)]) == 0
+    told = f"{closed}: Permission denied"
+    assert f"folders that could not be opened: 1; the first is {told}" in capsys.readouterr().out
+    assert silo(["scan", str(north), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["closed"] == [told]
+
+
+def test_predict_takes_a_released_model_and_nothing_else_and_tells_only_what_was_left_out(
+    hospitals: list[Path], north: Path, write_plan: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Study.create(write_plan(rounds=1), tmp_path / "study") as study, LocalGrid(hospitals) as grid:
+        run(study, grid)
+    for none in (tmp_path / "study", tmp_path / "nowhere"):
+        assert silo(["predict", str(north), str(none), str(tmp_path / "out")]) == 1
+        error = capsys.readouterr().err
+        assert f"error: {none} is no released model" in error
+        assert "do: release one first: intramural-aggregator release" in error
+    assert aggregator(["release", str(tmp_path / "study"), str(tmp_path / "model")]) == 0
+    capsys.readouterr()
+    assert silo(["predict", str(north), str(tmp_path / "model"), str(tmp_path / "out")]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"{tmp_path / 'out'}: predictions of 48 cases")
+    (north.parent / "dicom" / "notes.txt").write_text("nothing here")
+    assert silo(["predict", str(north), str(tmp_path / "model"), str(tmp_path / "again")]) == 0
+    assert "north: not predicted\nreason     files\n" in capsys.readouterr().out
+
+
 def test_create_never_overwrites(write_plan: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert aggregator(["create", str(write_plan()), str(tmp_path / "study")]) == 0
     key = (tmp_path / "study" / "aggregator.key").read_bytes()
@@ -278,9 +345,59 @@ def test_too_few_hospitals_for_the_plan_are_told_before_anything_is_sent(
     assert "min_silos" in capsys.readouterr().err
 
 
-def test_two_processes_cannot_write_one_ledger(hospitals: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
-    from silos.silo import Silo
+def test_a_study_that_is_over_says_so_and_takes_no_hospital_that_was_not_in_it(
+    hospitals: list[Path],
+    write_plan: Write,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    *both, south = map(str, hospitals)
+    study = str(tmp_path / "study")
+    aggregator(["create", str(write_plan(rounds=1)), study])
+    aggregator(["show", study])
+    assert "0 of 1 rounds are over" in capsys.readouterr().out
+    assert aggregator(["run", study, "--local", *both]) == 0
+    assert "nothing was run" not in caplog.text
+    assert aggregator(["run", study, "--local", *both[:1]]) == 0
+    assert f"{study}: the study is over; nothing was run" in caplog.text
+    capsys.readouterr()
+    assert aggregator(["run", study, "--local", both[0], south]) == 1
+    told = capsys.readouterr()
+    assert f"{study}: the study is over, and south took no part in it" in told.err
+    assert not told.out
+    aggregator(["show", study])
+    assert "the study is over" in capsys.readouterr().out
 
+
+def test_a_path_without_a_ledger_is_no_failed_verification(
+    north: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nowhere, work = str(tmp_path / "nowhere"), north.parent / "work"
+    Silo.open(north).close()
+    assert audit(["verify", nowhere]) == 1
+    assert "nowhere: there is no ledger here; give the ledger's folder" in capsys.readouterr().out
+    assert audit(["verify", str(north)]) == 1
+    assert f"{north}: is a file, not a ledger's folder" in capsys.readouterr().out
+    assert audit(["verify", str(work), nowhere]) == 1
+    path = work / "ledger" / "ledger.jsonl"
+    path.write_bytes(path.read_bytes().replace(b"north", b"south"))
+    assert audit(["verify", str(work), nowhere]) == 3
+    path.unlink()
+    assert audit(["verify", str(work)]) == 3  # there was one
+
+
+def test_check_says_what_it_does_not_look_at(write_plan: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_plan()
+    change(path, 'name = "cnn"', 'name = "resnet"')
+    for more in [], ["--json"]:
+        assert aggregator(["check", str(path), *more]) == 0
+        assert "networks, their arguments and augmentations are looked at by `create`" in capsys.readouterr().err
+    assert aggregator(["create", str(path), str(path.parent / "study")]) == 1
+    assert "no network is called 'resnet'" in capsys.readouterr().err
+
+
+def test_two_processes_cannot_write_one_ledger(hospitals: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     first = Silo.open(hospitals[0])
     with pytest.raises(Exception, match="ledger"):
         Silo.open(hospitals[0])

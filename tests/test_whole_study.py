@@ -18,12 +18,14 @@ from aggregator.audit import reconcile, verify
 from aggregator.audit.replay import replay
 from aggregator.history import History
 from aggregator.local import LocalGrid as Grid
+from models.errors import ConfigError
 from models.exchange.documents import Manifest
 from models.exchange.spec import load_vector
 from models.exchange.statement import Statement
 from models.ledger import Event, read
 from silos.app import AGAIN
 from silos.approval.approve import approve, revoke
+from silos.approval.proposal import read_agreement
 from silos.config import Site
 
 Write = Callable[..., Path]
@@ -142,9 +144,13 @@ def test_a_study_that_changed_under_its_name_is_refused(
     hospitals: list[Path], write_plan: Write, tmp_path: Path
 ) -> None:
     finish(write_plan(rounds=1), tmp_path / "first", hospitals)
-    outcome = finish(write_plan(rounds=2), tmp_path / "second", hospitals)
-    assert outcome.history.rounds[1].refused == dict.fromkeys(["east", "north", "south"], "study-changed")
-    assert outcome.history.rounds[1].void
+    everybody = "every hospital refuses: east: study-changed, north: study-changed, south: study-changed"
+    with pytest.raises(ConfigError, match=everybody):
+        finish(write_plan(rounds=2), tmp_path / "second", hospitals)
+    for site in hospitals:
+        approve(Site.load(site), read_agreement(tmp_path / "second" / "agreement.json"))
+    with Study.open(tmp_path / "second") as study, LocalGrid(hospitals) as grid:
+        assert [r.accepted for r in run(study, grid).history.rounds[1:]] == [["east", "north", "south"]] * 2
 
 
 def test_with_too_few_updates_the_round_is_void_and_the_old_model_stands(
@@ -354,11 +360,11 @@ def test_a_hospital_that_approves_the_agreement_of_the_study_folder_takes_part_i
         change(path, 'studies = ["trial", "trial-prox"]', "studies = []")
     with Study.create(write_plan(rounds=1), folder):
         for path in hospitals:
-            assert approve(Site.load(path), folder / "agreement.json").recorded
+            assert approve(Site.load(path), read_agreement(folder / "agreement.json")).recorded
     with Study.open(folder) as study, LocalGrid(hospitals) as grid:
         assert run(study, grid).history.rounds[1].accepted == ["east", "north", "south"]
-    other = finish(write_plan(rounds=1), tmp_path / "other", hospitals)
-    assert other.history.rounds[1].refused == dict.fromkeys(["east", "north", "south"], "study-changed")
+    with pytest.raises(ConfigError, match="every hospital refuses: east: study-changed, "):
+        finish(write_plan(rounds=1), tmp_path / "other", hospitals)
 
 
 def test_a_finished_study_is_not_run_again(hospitals: list[Path], write_plan: Write, tmp_path: Path) -> None:

@@ -1,15 +1,16 @@
 """Hospital IT says yes or no to exactly one study; the hospital's own software enforces it.
 
-    approve(site, "agreement.json")     # from now on this study may be followed, and no other
-    revoke(site, "lgg-2026")            # from now on it may not
+    approve(site, read_agreement("agreement.json"))     # from now on this study may be followed, and no other
+    revoke(site, "lgg-2026")                            # from now on it may not
 
 Where a silo runs, it writes the word down before its next order; where none runs, it is written down here.
 What a study asks for is told by `proposal.explain`.
 """
 
+import os
+import pwd
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Literal
 
 from models.errors import ConfigError, Locked
@@ -17,7 +18,7 @@ from models.exchange.documents import Agreement
 from models.ledger import disk
 from silos.approval import decisions
 from silos.approval.decisions import Decision
-from silos.approval.proposal import objections, read_agreement
+from silos.approval.proposal import objections
 from silos.config import Site
 from silos.visit import load_signer
 
@@ -42,19 +43,18 @@ class Approval:
     recorded: bool
 
 
-def approve(site: Site, agreement_path: Path | str) -> Approval:
+def approve(site: Site, agreement: Agreement) -> Approval:
     """Say yes to a study.
 
     Args:
         site: This hospital.
-        agreement_path: The coordinator's `agreement.json`.
+        agreement: The study, as it was shown to whoever says yes.
 
     Raises:
-        ConfigError: It is no agreement, or not one of the coordinator that this hospital joined.
+        ConfigError: It is not one of the coordinator that this hospital joined, or another user than the silo says yes.
         PolicyError: The policy could never follow it.
         LedgerError: The ledger cannot be written.
     """
-    agreement = read_agreement(agreement_path)
     for objection in objections(site, agreement):
         raise objection
     return _decide(site, [(agreement.plan.name, agreement.study, agreement)])[0]
@@ -71,7 +71,7 @@ def revoke(site: Site, study: str) -> list[Approval]:
         What became of each; never empty.
 
     Raises:
-        ConfigError: No such study was let in, or each was revoked already.
+        ConfigError: No such study was let in, or each was revoked already; or another user than the silo says no.
         LedgerError: The ledger is not the one that was signed, or cannot be written.
     """
     latest = decisions.latest(site, load_signer(site).verifier)
@@ -80,12 +80,14 @@ def revoke(site: Site, study: str) -> list[Approval]:
     if not found:
         raise ConfigError(
             f"{study}: no study of this name or digest stands approved in the ledger",
-            "give the name or the whole digest; to forbid what only policy.studies names, take it out there",
+            "give the name or the whole digest; to forbid what only policy.studies names, take it out there and start "
+            "the silo anew",
         )
     return _decide(site, found)
 
 
 def _decide(site: Site, studies: list[_Asked]) -> list[Approval]:
+    _require_same_user(site)
     signer = load_signer(site)
     folder = decisions.folder_of(site)
     disk.make_folder(folder, 0o700)
@@ -106,3 +108,20 @@ def _decide(site: Site, studies: list[_Asked]) -> list[Approval]:
     except Locked:
         recorded = False
     return [Approval(item.action, item.name, item.study, recorded) for item in made]
+
+
+def _require_same_user(site: Site) -> None:
+    """Refuse to write what the silo could not read."""
+    ledger = site.run.work / "ledger"
+    if ledger.exists() and (owner := ledger.stat().st_uid) != os.geteuid():
+        raise ConfigError(
+            f"run.work: {ledger} belongs to {_user(owner)}, and this command runs as {_user(os.geteuid())}",
+            f"run it as {_user(owner)}, for instance with runuser -u {_user(owner)} -- intramural-silo ...",
+        )
+
+
+def _user(number: int) -> str:
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return str(number)

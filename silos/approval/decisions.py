@@ -6,6 +6,7 @@ nothing. `standing` reads the lines back, and what they mean for an order stands
 """
 
 import logging
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 
-from models.errors import BadSignature, Malformed
+from models.errors import BadSignature, LedgerError, Malformed
 from models.exchange.documents import Agreement, Digest, Document
 from models.ledger import Entry, Event, Ledger, Record, Signer, Verifier, disk, read
 from models.ledger.canonical import canonical, digest
@@ -72,8 +73,11 @@ def waiting(site: Site, verifier: Verifier, *, set_aside: bool = False) -> Itera
         site: This hospital.
         verifier: Its public key.
         set_aside: Rename what is left out to `*.rejected`.
+
+    Raises:
+        LedgerError: The folder or a file in it cannot be read; it may hold a no, so nothing goes on.
     """
-    for path in sorted(folder_of(site).glob("*.json")):
+    for path in _files(folder_of(site)):
         try:
             if not path.is_file():
                 continue
@@ -85,11 +89,25 @@ def waiting(site: Site, verifier: Verifier, *, set_aside: bool = False) -> Itera
             if set_aside:
                 with _tidying():
                     path.rename(path.with_name(f"{path.name}.rejected"))
+        except FileNotFoundError:
+            continue  # the silo that runs has just written it down
         except OSError as error:
-            log.warning("a file among the approvals cannot be read: %s", error.strerror)
-            log.debug("%s", path)
+            raise _unreadable(path, error) from error
         else:
             yield path, decision
+
+
+def _files(folder: Path) -> list[Path]:
+    try:
+        return [folder / name for name in sorted(os.listdir(folder)) if name.endswith(".json")]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> LedgerError:
+    return LedgerError(f"{path}: {error.strerror}", "give it to the user that the silo runs as; it may hold a no")
 
 
 def latest(site: Site, verifier: Verifier) -> dict[str, tuple[str, bool]]:

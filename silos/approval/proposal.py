@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from models import tasks
-from models.console import human_bytes
+from models.console import human_bytes, printable
 from models.errors import ConfigError, IntramuralError, Malformed, PolicyError, Rule
 from models.exchange.documents import Agreement
 from models.exchange.encoding import BOUND, Encoding
@@ -46,13 +46,11 @@ def read_agreement(path: Path | str) -> Agreement:
     """
     hint = "give the agreement.json that the coordinator sent"
     try:
-        agreement = Agreement.decode(Path(path).read_bytes())
-        agreement.encode()
+        return Agreement.decode(Path(path).read_bytes())
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}", hint) from error
-    except (Malformed, ValueError) as error:  # the latter: a number that no canonical JSON can say
+    except Malformed as error:
         raise ConfigError(f"{path}: {error}", hint) from error
-    return agreement
 
 
 def explain(site: Site, agreement: Agreement) -> list[Row]:
@@ -92,7 +90,7 @@ def explain(site: Site, agreement: Agreement) -> list[Row]:
         ("kept there", "every update, for good" if plan.keep_updates else "each update until its round is over"),
         *((REFUSED, reason) for reason in refused),
     ]
-    return [(what, _printable(value)) for what, value in rows]
+    return [(what, printable(value)) for what, value in rows]
 
 
 def objections(site: Site, agreement: Agreement, spec: Spec | None = None) -> list[IntramuralError]:
@@ -149,7 +147,7 @@ def _spec(plan: Plan) -> Spec:
 
 def _refusal(policy: Policy, plan: Plan, done: int) -> PolicyError | None:
     try:
-        gate.require_allowed(policy, plan, done)
+        gate.require_allowed(policy, plan, [policy.noise] * done)
     except PolicyError as error:
         return error
     return None
@@ -160,11 +158,6 @@ def _later(policy: Policy, plan: Plan) -> list[str]:
     followed = bisect_left(range(plan.rounds), True, key=lambda done: _refusal(policy, plan, done) is not None)
     error = _refusal(policy, plan, followed) if followed < plan.rounds else None
     return [f"round {followed + 1} and all after it: {error}"] if error else []
-
-
-def _printable(text: str) -> str:
-    """The coordinator's words, unable to overwrite ours on a terminal or to turn their direction."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _fingerprint(vkey: str) -> str:
@@ -228,7 +221,7 @@ def _filters(policy: Policy, plan: Plan) -> str:
     told = f"shortened to a length of {policy.clip:g}"
     if policy.noise == 0:
         return f"{told}; no noise; {_TOLD[plan.encoding]}"
-    spent = privacy.epsilon(policy.noise, plan.rounds, policy.delta)
+    spent = privacy.epsilon([policy.noise] * plan.rounds, policy.delta)
     noise = f"noise of standard deviation {policy.noise * policy.clip:g} on every number"
     spent_in_all = f"epsilon {spent:.3g} after all rounds (delta {policy.delta:g})"
     return f"{told}, then {noise}; {spent_in_all}; {_TOLD[plan.encoding]}"

@@ -2,7 +2,7 @@
 
 Each step is what the SuperNode will do later, done once and by hand, so that what is in the way has a name.
 Nothing of a patient is near it, and nothing changes at the coordinator: the one request that is sent is
-a valid knock at the door that asks for nothing (`silos/knock.py`).
+a valid knock at the door that asks for nothing (`silos/network/knock.py`).
 """
 
 import http.client

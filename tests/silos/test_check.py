@@ -14,10 +14,12 @@ from models.plan import Plan
 from models.tasks import task
 from models.tasks.flat import FlatNetwork
 from silos import check, precision
+from silos.approval import decisions
 from silos.approval.approve import approve, revoke
 from silos.check import check_site
 from silos.config import Site
 from silos.finding import Finding
+from silos.visit import load_signer
 
 Look = Callable[..., dict[str, Finding]]
 
@@ -39,6 +41,14 @@ def look(phantom: Callable[[int], Site], tmp_path: Path) -> Look:
         return {finding.what: finding for finding in check_site(path, plan)}
 
     return checked
+
+
+def agreed(plan: Plan) -> Agreement:
+    """The study that a coordinator makes of a plan."""
+    network = FlatNetwork(task(plan.task).build(plan.seed))
+    initial = vector_digest(network.spec.digest, network.weights.numpy())
+    key = Signer.from_seed("aggregator", b"a" * 32).vkey
+    return Agreement(plan=plan, coordinator_key=key, initial=initial, spec=network.spec.digest)
 
 
 def test_a_phantom_is_ready_for_a_study_and_says_how_much_it_takes(look: Look, make_plan: Callable[..., Plan]) -> None:
@@ -83,18 +93,20 @@ def test_a_hospital_that_approved_no_study_is_told_how_to(look: Look) -> None:
     assert "intramural-silo approve" in finding.fix
 
 
+def test_the_examples_salt_is_no_secret(look: Look) -> None:
+    assert look()["salt"].ok
+    finding = look(salt='"CHANGE-ME-to-a-random-text"')["salt"]
+    assert not finding.ok
+    assert "openssl rand" in finding.fix
+
+
 def test_a_study_that_a_person_approved_needs_no_line_in_the_policy(
     look: Look, make_plan: Callable[..., Plan], tmp_path: Path
 ) -> None:
     plan = make_plan()
     look(plan, studies="[]")  # writes the hospital
     site = Site.load(tmp_path / "north" / "site.toml")
-    network = FlatNetwork(task(plan.task).build(plan.seed))
-    initial = vector_digest(network.spec.digest, network.weights.numpy())
-    key = Signer.from_seed("aggregator", b"a" * 32).vkey
-    agreement = Agreement(plan=plan, coordinator_key=key, initial=initial, spec=network.spec.digest)
-    (tmp_path / "agreement.json").write_bytes(agreement.encode())
-    approve(site, tmp_path / "agreement.json")
+    approve(site, agreed(plan))
     findings = look(plan, studies="[]")
     assert findings["policy"].found.startswith("demo: classification")
     assert findings["policy for the study"].ok
@@ -102,6 +114,68 @@ def test_a_study_that_a_person_approved_needs_no_line_in_the_policy(
     findings = look(plan, studies="[]")
     assert not findings["policy"].ok
     assert not findings["policy for the study"].ok
+
+
+def test_a_name_that_is_pinned_to_a_study_of_another_plan_is_a_problem_until_a_person_approves(
+    look: Look, make_plan: Callable[..., Plan], tmp_path: Path
+) -> None:
+    first, second = make_plan(), make_plan(purpose="find other lesions")
+    assert look(first)["policy for the study"].found == "demo is allowed"
+    site = Site.load(tmp_path / "north" / "site.toml")
+    signer = load_signer(site)
+    with decisions.open_ledger(site, signer) as ledger:
+        ledger.append(decisions.approved(site, ledger, agreed(first), by="policy"))
+        finding = look(first)["policy for the study"]
+        assert finding.ok
+        assert f"pinned to {agreed(first).study}: another study of this name needs" in finding.found
+        finding = look(second)["policy for the study"]
+        assert not finding.ok
+        assert f"pinned to {agreed(first).study}, whose plan is another" in finding.found
+        assert "intramural-silo approve" in finding.fix
+        assert not approve(site, agreed(second)).recorded  # this ledger is at work: the yes waits
+        assert f"pinned to {agreed(second).study}" in look(second)["policy for the study"].found
+    revoke(site, agreed(first).study)
+    finding = look(first)["policy for the study"]
+    assert not finding.ok
+    assert look(second)["policy for the study"].ok
+    revoke(site, "demo")
+    finding = look(second)["policy for the study"]
+    assert not finding.ok
+    assert "which was revoked" in finding.found
+
+
+def test_of_a_digest_in_the_policy_that_never_came_nothing_more_is_known(
+    look: Look, make_plan: Callable[..., Plan]
+) -> None:
+    finding = look(make_plan(), studies=f'["demo@{"a" * 64}"]')["policy for the study"]
+    assert finding.ok
+    assert f"pinned to {'a' * 64}" in finding.found
+
+
+def test_a_work_folder_that_is_a_file_is_a_problem_and_ends_nothing(look: Look, tmp_path: Path) -> None:
+    findings = look(work='"labels.csv"')
+    wrong = {what: (finding.found, finding.fix) for what, finding in findings.items() if not finding.ok}
+    told = f"run.work: {tmp_path / 'north' / 'labels.csv'} is a file", "give a folder"
+    assert wrong == {"disk": told, "images and labels": told}
+
+
+def test_a_folder_that_cannot_be_opened_is_named(look: Look, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    look()  # writes the hospital
+    closed = sorted((tmp_path / "north" / "dicom").iterdir())[0]
+    real = os.scandir
+
+    def deny(path: str | Path = ".") -> object:
+        if Path(path) == closed:
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", deny)
+    findings = look()
+    assert findings["images and labels"].ok
+    finding = findings["folders"]
+    assert not finding.ok
+    assert finding.found == f"1 could not be opened; the first is {closed}: Permission denied"
+    assert "let this user open it" in finding.fix
 
 
 def test_a_network_that_cannot_be_built_is_named(look: Look, make_plan: Callable[..., Plan]) -> None:

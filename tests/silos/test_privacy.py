@@ -209,7 +209,7 @@ def delta_of(epsilon: float, noise: float, rounds: int) -> float:
 @pytest.mark.parametrize("rounds", [1, 10, 1000])
 @pytest.mark.parametrize("noise", [0.5, 1.0, 4.0, 30.0])
 def test_epsilon_is_the_one_at_which_numerical_integration_gives_delta(noise: float, rounds: int, delta: float) -> None:
-    epsilon = privacy.epsilon(noise, rounds, delta)
+    epsilon = privacy.epsilon([noise] * rounds, delta)
     if epsilon < 1e-8:  # so much noise that delta alone is enough
         assert delta_of(0.0, noise, rounds) <= delta
     else:
@@ -218,20 +218,26 @@ def test_epsilon_is_the_one_at_which_numerical_integration_gives_delta(noise: fl
 
 @pytest.mark.parametrize(("noise", "rounds"), [(0.1, 1), (0.03, 1), (0.01, 100), (0.001, 1)])
 def test_epsilon_is_right_where_there_is_hardly_any_noise(noise: float, rounds: int) -> None:
-    assert delta_of(privacy.epsilon(noise, rounds, 1e-5), noise, rounds) == pytest.approx(1e-5, rel=1e-4)
+    assert delta_of(privacy.epsilon([noise] * rounds, 1e-5), noise, rounds) == pytest.approx(1e-5, rel=1e-4)
 
 
 @given(st.floats(0.2, 50), st.floats(1.01, 4), st.integers(1, 2000), st.integers(1, 500), st.floats(1e-9, 1e-2))
 def test_epsilon_rises_with_rounds_and_falls_with_noise_and_delta(
     noise: float, factor: float, rounds: int, more: int, delta: float
 ) -> None:
-    epsilon = privacy.epsilon(noise, rounds, delta)
+    epsilon = privacy.epsilon([noise] * rounds, delta)
     slack = 1e-8 * max(1.0, epsilon)
-    assert privacy.epsilon(noise, rounds + more, delta) >= epsilon - slack
-    assert privacy.epsilon(noise * factor, rounds, delta) <= epsilon + slack
-    assert privacy.epsilon(noise, rounds, delta * factor) <= epsilon + slack
+    assert privacy.epsilon([noise] * (rounds + more), delta) >= epsilon - slack
+    assert privacy.epsilon([noise * factor] * rounds, delta) <= epsilon + slack
+    assert privacy.epsilon([noise] * rounds, delta * factor) <= epsilon + slack
 
 
 def test_four_rounds_with_twice_the_noise_cost_as_much_as_one() -> None:
-    assert privacy.epsilon(2.0, 4, 1e-5) == pytest.approx(privacy.epsilon(1.0, 1, 1e-5), abs=1e-7)
-    assert privacy.epsilon(1.0, 5, 1e-5) > privacy.epsilon(1.0, 4, 1e-5) + 0.1
+    assert privacy.epsilon([2.0] * 4, 1e-5) == pytest.approx(privacy.epsilon([1.0], 1e-5), abs=1e-7)
+    assert privacy.epsilon([1.0] * 5, 1e-5) > privacy.epsilon([1.0] * 4, 1e-5) + 0.1
+
+
+def test_releases_of_different_noise_compose_and_one_without_noise_spends_everything() -> None:
+    # 1 / 0.6**2 + 1 / 0.8**2 is 1 / 0.48**2
+    assert privacy.epsilon([0.6, 0.8], 1e-5) == pytest.approx(privacy.epsilon([0.48], 1e-5), abs=1e-7)
+    assert privacy.epsilon([2.0, 0.0], 1e-5) == math.inf

@@ -21,7 +21,6 @@ from silos.together import Job, fit_many
 MakePlan = Callable[..., Plan]
 
 SIZES = (22, 16, 5, 33, 9, 22)  # cases of each hospital; in batches of 8 they end with 6, 8, 5, 1, 1 and 6
-CNN = {"name": "cnn", "arguments": {"channels": [8, 16]}}
 SEGMENTATION = {
     "name": "segmentation",
     "dimensions": 2,

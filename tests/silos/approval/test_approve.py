@@ -19,9 +19,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from aggregator.audit import verify
-from models.errors import ConfigError, IntramuralError, PolicyError, Replayed, Rule
+from models.errors import ConfigError, IntramuralError, LedgerError, PolicyError, Replayed, Rule
 from models.exchange.channel import Channel
-from models.exchange.documents import Agreement, Order, Refusal
+from models.exchange.documents import Agreement, Manifest, Order, Refusal
 from models.exchange.enrolment import Invitation
 from models.exchange.spec import Vector, vector_digest
 from models.exchange.statement import Envelope, Kind, Statement
@@ -35,6 +35,7 @@ from silos.approval.approve import approve, revoke
 from silos.approval.decisions import Decision
 from silos.approval.proposal import REFUSED, explain, read_agreement
 from silos.config import Site
+from silos.privacy import epsilon
 from silos.silo import Silo
 
 MakePlan = Callable[..., Plan]
@@ -43,9 +44,9 @@ MakePlan = Callable[..., Plan]
 class Coordinator:
     """Who asks: a key, a ledger, and studies of one small network."""
 
-    def __init__(self, folder: Path, make_plan: MakePlan) -> None:
-        self.signer = Signer.from_seed("aggregator", b"a" * 32)
-        self.ledger = Ledger.create(folder / "coordinator", self.signer)
+    def __init__(self, folder: Path, make_plan: MakePlan, seed: bytes = b"a") -> None:
+        self.signer = Signer.from_seed("aggregator", seed * 32)
+        self.ledger = Ledger.create(folder / f"coordinator-{seed.decode()}", self.signer)
         self.folder, self.make_plan = folder, make_plan
         self.hospital = Signer.load(folder / "hospitals" / "north" / "keys" / "north.key").verifier
         self.channels: dict[str, Channel] = {}
@@ -141,7 +142,7 @@ def test_a_study_is_refused_until_a_person_says_yes_and_then_followed(coordinato
     assert said(silo.answer(coordinator.order(agreement))) == "study-not-approved"
     silo.close()
 
-    done = approve(site, coordinator.file(agreement))
+    done = approve(site, agreement)
     assert (done.action, done.name, done.study, done.recorded) == ("approve", "demo", agreement.study, True)
     silo = Silo(site)
     assert said(silo.answer(coordinator.order(agreement))) == "update"
@@ -160,7 +161,7 @@ def test_a_word_for_a_silo_that_runs_is_a_private_signed_file_until_the_next_ord
     coordinator: Coordinator, site: Site, silo: Silo
 ) -> None:
     agreement = coordinator.agree()
-    assert not approve(site, coordinator.file(agreement)).recorded
+    assert not approve(site, agreement).recorded
     (name,) = waiting(site)
     assert re.fullmatch(rf"\d{{8}}T\d{{6}}\.\d{{6}}Z-{agreement.study[:8]}-approve\.json", name)
     folder = site.run.work / "approvals"
@@ -175,7 +176,7 @@ def test_a_word_for_a_silo_that_runs_is_a_private_signed_file_until_the_next_ord
 def test_a_word_is_written_down_when_the_silo_is_opened_and_when_it_is_idle(
     coordinator: Coordinator, site: Site, silo: Silo
 ) -> None:
-    approve(site, coordinator.file(coordinator.agree()))
+    approve(site, coordinator.agree())
     silo.close()
     opened = Silo(site)
     assert words(site) == [("study.approved", "person")]
@@ -192,12 +193,12 @@ def test_a_study_that_was_revoked_gets_nothing_until_it_is_approved_again(
 ) -> None:
     agreement = coordinator.agree()
     order = lambda round_: said(silo.answer(coordinator.order(agreement, round_)))  # noqa: E731
-    approve(site, coordinator.file(agreement))
+    approve(site, agreement)
     assert order(1) == "update"
     (done,) = revoke(site, agreement.study)
     assert (done.action, done.name, done.study, done.recorded) == ("revoke", "demo", agreement.study, False)
     assert order(2) == "study-revoked"
-    approve(site, coordinator.file(agreement))
+    approve(site, agreement)
     assert order(2) == "update"
     revoke(site, "demo")
     assert order(3) == "study-revoked"
@@ -208,7 +209,7 @@ def test_a_no_that_comes_while_the_silo_trains_keeps_the_update_inside(
     coordinator: Coordinator, site: Site, silo: Silo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agreement = coordinator.agree()
-    approve(site, coordinator.file(agreement))
+    approve(site, agreement)
     work = silo_module.visit
 
     def visit(*args: Any) -> Any:
@@ -226,13 +227,13 @@ def test_two_studies_of_one_name_are_approved_and_revoked_each_by_its_digest(
 ) -> None:
     first, second, third = (coordinator.agree(rounds=rounds) for rounds in (5, 6, 7))
     answers = lambda: [said(silo.answer(coordinator.order(item))) for item in (first, second, third)]  # noqa: E731
-    approve(site, coordinator.file(first))
+    approve(site, first)
     assert answers() == ["update", "study-changed", "study-changed"]
-    approve(site, coordinator.file(second))
+    approve(site, second)
     assert answers() == ["update", "update", "study-changed"]
     revoke(site, first.study)
     assert answers() == ["study-revoked", "update", "study-changed"]
-    approve(site, coordinator.file(first))
+    approve(site, first)
     assert {item.study for item in revoke(site, "demo")} == {first.study, second.study}
     assert answers() == ["study-revoked", "study-revoked", "study-not-approved"]
 
@@ -251,7 +252,7 @@ def test_a_study_that_the_policy_names_is_let_in_on_its_word_and_a_person_can_re
     change(path, '"demo"', f'"demo@{agreement.study}"')
     silo = Silo(Site.load(path))
     assert said(silo.answer(coordinator.order(agreement))) == "study-revoked"
-    approve(site, coordinator.file(agreement))
+    approve(site, agreement)
     assert said(silo.answer(coordinator.order(agreement))) == "update"
     silo.close()
     assert words(site) == [("study.approved", "policy"), ("study.revoked", "person"), ("study.approved", "person")]
@@ -262,7 +263,7 @@ def test_only_what_was_let_in_can_be_revoked_and_only_once(coordinator: Coordina
     with pytest.raises(ConfigError, match="stands approved"):
         revoke(site, what)
     if what == "demo":
-        approve(site, coordinator.file(coordinator.agree()))
+        approve(site, coordinator.agree())
         assert len(revoke(site, what)) == 1
         with pytest.raises(ConfigError, match="stands approved"):
             revoke(site, what)
@@ -271,7 +272,7 @@ def test_only_what_was_let_in_can_be_revoked_and_only_once(coordinator: Coordina
 
 def test_a_no_overtakes_a_yes_that_still_waits(coordinator: Coordinator, site: Site, silo: Silo) -> None:
     agreement = coordinator.agree()
-    approve(site, coordinator.file(agreement))
+    approve(site, agreement)
     assert len(revoke(site, "demo")) == 1
     assert len(waiting(site)) == 2
     assert said(silo.answer(coordinator.order(agreement))) == "study-revoked"
@@ -332,15 +333,15 @@ def test_a_forged_or_damaged_file_is_set_aside_and_the_silo_goes_on(
     assert said(silo.answer(coordinator.order(agreement))) == "study-not-approved"
     assert waiting(site) == ["forged.json.rejected"]
     assert words(site) == []
-    approve(site, coordinator.file(agreement))
+    approve(site, agreement)
     assert said(silo.answer(coordinator.order(agreement))) == "update"
 
 
-def test_what_is_no_file_or_cannot_be_read_is_no_word_and_stops_nothing(
+def test_what_is_no_file_is_no_word_and_what_cannot_be_read_may_be_a_no(
     coordinator: Coordinator, site: Site, silo: Silo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agreement, folder = coordinator.agree(), site.run.work / "approvals"
-    approve(site, coordinator.file(agreement))
+    approve(site, agreement)
     (folder / "a-folder.json").mkdir()
     os.mkfifo(folder / "a-pipe.json")
     read_bytes, readable = Path.read_bytes, False
@@ -352,16 +353,37 @@ def test_what_is_no_file_or_cannot_be_read_is_no_word_and_stops_nothing(
         return read_bytes(path)
 
     monkeypatch.setattr(Path, "read_bytes", read_or_deny)
-    assert said(silo.answer(coordinator.order(agreement))) == "study-not-approved"
+    with pytest.raises(LedgerError, match=r"approve\.json: Permission denied"):
+        silo.answer(coordinator.order(agreement))
     readable = True
     assert said(silo.answer(coordinator.order(agreement))) == "update"
+
+
+def test_a_folder_of_words_that_cannot_be_read_stops_the_silo_too(
+    coordinator: Coordinator, site: Site, silo: Silo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def deny(_: Path) -> list[str]:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("silos.approval.decisions.os.listdir", deny)
+    with pytest.raises(LedgerError, match="approvals: Permission denied"):
+        silo.answer(coordinator.order(coordinator.agree()))
+
+
+def test_a_word_of_another_user_than_the_silos_is_refused_before_it_is_written(
+    coordinator: Coordinator, site: Site, silo: Silo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("silos.approval.approve.os.geteuid", lambda: 4711)
+    with pytest.raises(ConfigError, match=r"run\.work: .*ledger belongs to .*, and this command runs as 4711"):
+        approve(site, coordinator.agree())
+    assert not (site.run.work / "approvals").exists()
 
 
 def test_a_yes_that_was_written_down_cannot_be_brought_back_after_a_no(
     coordinator: Coordinator, site: Site, silo: Silo
 ) -> None:
     agreement = coordinator.agree()
-    approve(site, coordinator.file(agreement))
+    approve(site, agreement)
     (name,) = waiting(site)
     old = (site.run.work / "approvals" / name).read_bytes()
     silo.tend()
@@ -379,7 +401,7 @@ def test_a_word_that_cannot_be_written_down_stays_a_file(
     from models.errors import NotAppended
 
     agreement = coordinator.agree()
-    approve(site, coordinator.file(agreement))
+    approve(site, agreement)
 
     def full(*_: Any) -> None:
         raise NotAppended("no space left")
@@ -477,7 +499,7 @@ def test_a_limit_that_a_study_reaches_later_is_told_and_can_be_approved(
 ) -> None:
     agreement, site = coordinator.agree(**plan), with_policy(site, **policy)
     assert said in rows(site, agreement)[REFUSED]
-    assert approve(site, coordinator.file(agreement)).recorded
+    assert approve(site, agreement).recorded
 
 
 @pytest.mark.parametrize(
@@ -493,7 +515,7 @@ def test_what_the_policy_could_never_follow_cannot_be_approved(
 ) -> None:
     agreement, site = coordinator.agree(), with_policy(site, **policy)
     with pytest.raises(PolicyError) as caught:
-        approve(site, coordinator.file(agreement))
+        approve(site, agreement)
     assert caught.value.rule == rule
     assert rows(site, agreement)[REFUSED] == str(caught.value)
     assert not (site.run.work / "approvals").exists()
@@ -510,7 +532,7 @@ def test_a_study_of_another_network_or_coordinator_than_it_says_cannot_be_approv
         (coordinator.agree(coordinator="somebody"), "not of 'somebody'"),
     ):
         with pytest.raises(ConfigError, match=reason):
-            approve(site, coordinator.file(bad))
+            approve(site, bad)
         assert reason in rows(site, bad)[REFUSED]
     assert not (site.run.work / "approvals").exists()
 
@@ -527,12 +549,12 @@ def test_only_a_study_of_the_coordinator_that_was_joined_can_be_approved(
 ) -> None:
     change(path, "[run]\n", '[run]\ncoordinator = "coordinator.json"\n')
     site, agreement = Site.load(path), coordinator.agree()
-    file, invitation = coordinator.file(agreement), path.parent / "coordinator.json"
+    invitation = path.parent / "coordinator.json"
     with pytest.raises(ConfigError, match=r"coordinator\.json: No such file"):
-        approve(site, file)
+        approve(site, agreement)
     invitation.write_bytes(b"{}")
     with pytest.raises(ConfigError, match="is no valid Invitation"):
-        approve(site, file)
+        approve(site, agreement)
 
     def invite(signer: Signer) -> None:
         made = Invitation(
@@ -542,13 +564,13 @@ def test_only_a_study_of_the_coordinator_that_was_joined_can_be_approved(
 
     invite(Signer.from_seed("aggregator", b"z" * 32))
     with pytest.raises(ConfigError, match=r"is not the one of run\.coordinator"):
-        approve(site, file)
+        approve(site, agreement)
     assert "known by" not in rows(site, agreement)
     invite(coordinator.signer)
     told = rows(site, agreement)
     assert told["goes to"] == "aggregator at study.example.org:8443"
     assert told["known by"] == f"the invitation {Invitation.decode(invitation.read_bytes()).fingerprint}"
-    assert approve(site, file).recorded
+    assert approve(site, agreement).recorded
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{}", b'{"v": 1}', b"name = 1"])
@@ -568,7 +590,7 @@ def test_an_order_is_followed_again_by_a_silo_that_was_killed_over_it(
     coordinator: Coordinator, site: Site, monkeypatch: pytest.MonkeyPatch, answered: bool
 ) -> None:
     agreement = coordinator.agree()
-    approve(site, coordinator.file(agreement))
+    approve(site, agreement)
     order, silo = coordinator.order(agreement), Silo(site)
     if answered:
         first = silo.answer(order)
@@ -602,7 +624,7 @@ def test_an_order_that_was_never_received_is_received_even_if_it_is_said_to_come
     coordinator: Coordinator, site: Site, silo: Silo
 ) -> None:
     agreement = coordinator.agree()
-    approve(site, coordinator.file(agreement))
+    approve(site, agreement)
     reply = silo.answer(coordinator.order(agreement), again=True)
     assert said(reply) == "update"
     assert [r.event.value for r in silo.ledger.records][-2:] == ["order.received", "update.offered"]
@@ -613,7 +635,7 @@ def test_an_older_or_a_forged_order_is_refused_even_if_it_is_said_to_come_again(
     coordinator: Coordinator, site: Site, silo: Silo
 ) -> None:
     agreement = coordinator.agree()
-    approve(site, coordinator.file(agreement))
+    approve(site, agreement)
     older, newest = coordinator.order(agreement), coordinator.order(agreement)
     for order in (older, newest):
         silo.answer(order)
@@ -628,7 +650,7 @@ def test_an_older_or_a_forged_order_is_refused_even_if_it_is_said_to_come_again(
 def test_a_round_that_was_answered_twice_is_counted_once(coordinator: Coordinator, path: Path) -> None:
     change(path, "max_rounds = 100", "max_rounds = 2")
     site, agreement = Site.load(path), coordinator.agree()
-    approve(site, coordinator.file(agreement))
+    approve(site, agreement)
     silo = Silo(site)
     first = coordinator.order(agreement, 1)
     answers = [silo.answer(first), *(silo.answer(first, again=True) for _ in range(3))]
@@ -638,11 +660,84 @@ def test_a_round_that_was_answered_twice_is_counted_once(coordinator: Coordinato
     silo.close()
 
 
+def test_another_update_of_a_round_is_one_more_and_only_the_same_one_is_told_for_nothing(
+    coordinator: Coordinator, path: Path
+) -> None:
+    change(path, "max_rounds = 100", "max_rounds = 2")
+    site, agreement = Site.load(path), coordinator.agree()
+    approve(site, agreement)
+    silo, chance = Silo(site), np.random.default_rng(0)
+    silo.fit = lambda network, *_, **__: chance.standard_normal(network.spec.size).astype(np.float32)
+    order = coordinator.order(agreement, 1)
+    answers = [silo.answer(order, again=number > 0) for number in range(3)]
+    assert [said(answer) for answer in answers] == ["update", "update", "round-limit"]
+    silo.close()
+
+
+def test_what_was_told_without_noise_stays_told_when_the_policy_asks_for_noise_later(
+    coordinator: Coordinator, path: Path
+) -> None:
+    agreement = coordinator.agree()
+    approve(Site.load(path), agreement)
+    for noise, limit, answer, spent in (
+        ("4.0", "max_epsilon = 100.0\n", "update", 1),
+        ("8.0", "max_epsilon = 100.0\n", "update", 2),
+        ("0.0", "", "update", None),
+        ("8.0", "max_epsilon = 100.0\n", "epsilon-spent", None),
+        ("8.0", "", "update", None),
+    ):
+        path.write_text(
+            re.sub(r"(?m)^noise = .*\n(max_epsilon = .*\n)?", f"noise = {noise}\n{limit}", path.read_text())
+        )
+        silo = Silo(Site.load(path))
+        reply = silo.answer(coordinator.order(agreement, len(coordinator.ledger.records)))
+        silo.close()
+        assert said(reply) == answer
+        if spent is not None:
+            told = Manifest.decode(reply.body).privacy
+            assert told is not None
+            assert told.epsilon == pytest.approx(epsilon([4.0, 8.0][:spent], 1e-5), abs=1e-5)
+        elif answer == "update":
+            assert Manifest.decode(reply.body).privacy is None
+
+
+def test_no_more_models_are_looked_at_than_the_rounds_of_a_study_make(
+    coordinator: Coordinator, site: Site, silo: Silo
+) -> None:
+    agreement = coordinator.agree(rounds=2)
+    approve(site, agreement)
+
+    def answer(scale: float) -> str:
+        model = coordinator.model * np.float32(scale)
+        order = Order(agreement=agreement, round=1, visit="evaluate", base=vector_digest(agreement.spec, model))
+        channel = coordinator.channel(agreement)
+        return said(silo.answer(channel.offer(Kind.ORDER, 1, order, spec=agreement.spec, vector=model)))
+
+    assert [answer(scale) for scale in (1.0, 0.5, 0.5, 2.0, 3.0, 1.0)] == ["report"] * 4 + ["replayed.round"] * 2
+
+
+def test_a_study_of_another_coordinator_does_not_spoil_the_farewell(
+    coordinator: Coordinator, path: Path, make_plan: MakePlan, tmp_path: Path
+) -> None:
+    stranger = Coordinator(tmp_path, make_plan, b"b")
+    site, before = Site.load(path), stranger.agree(name="before")
+    approve(site, before)
+    agreement = coordinator.agree()
+    approve(site, agreement)
+    silo = Silo(site)
+    silo._coordinator = coordinator.signer.vkey  # as if it had joined this one meanwhile
+    coordinator.receive(agreement, silo.answer(coordinator.order(agreement)))
+    farewell = silo.part(coordinator.channel(agreement).farewell())
+    coordinator.channel(agreement).part(farewell)
+    silo.close()
+    stranger.ledger.close()
+
+
 def test_a_study_revoked_before_the_silo_came_back_is_refused_although_the_order_comes_again(
     coordinator: Coordinator, site: Site, silo: Silo
 ) -> None:
     agreement = coordinator.agree()
-    approve(site, coordinator.file(agreement))
+    approve(site, agreement)
     order = coordinator.order(agreement)
     silo.answer(order)
     revoke(site, "demo")
