@@ -3,7 +3,7 @@
 from aggregator import LocalGrid, Study, run
 
 study = Study.load("configs/study.toml")
-with study, LocalGrid(["configs/sites/north.toml", "configs/sites/south.toml"]) as grid:
+with study, LocalGrid(["hospitals/north/site.toml", "hospitals/south/site.toml"]) as grid:
     outcome = run(study, grid)
 """
 

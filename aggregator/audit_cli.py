@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aggregator import writing_cli
-from models.console import OK, UNVERIFIED, run_command, show_json, show_table
+from models.console import FAILED, OK, UNVERIFIED, run_command, show_json, show_table
 
 if TYPE_CHECKING:
     from aggregator.audit import Checked, Origin
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     proof = commands.add_parser("prove", help="write a small file that proves an exchange to a third person")
     proof.add_argument("ledger", type=Path, help="ledger folder, or the study or work folder it is in")
-    proof.add_argument("--study", help="name or digest, if the ledger knows of several")
+    proof.add_argument("--study", help="NAME, DIGEST or NAME@DIGEST, if the ledger knows of several")
     proof.add_argument("--peer", help="the other party, if the study has several")
     proof.add_argument("--exchange", help="one statement, by its xid; by default the newest in both directions")
     proof.add_argument("--documents", action="store_true", help="add what was asked and what left, in full")
@@ -96,14 +96,17 @@ def _verify(arguments: argparse.Namespace) -> int:
         )
         rows = [
             (
-                "ok" if v.ok else "FAILED",
+                "ok" if v.ok else "not read" if v.unread else "FAILED",
                 *(v.folder, v.name, v.size, v.statements, v.receipts, v.first, v.last, v.root[:16]),
                 "\n".join(v.problems),
             )
             for v in verdicts
         ]
         show_table("ledgers", columns, rows)
-    return OK if all(verdict.ok for verdict in verdicts) else UNVERIFIED
+    failed = [verdict for verdict in verdicts if not verdict.ok]
+    if not failed:
+        return OK
+    return FAILED if all(verdict.unread for verdict in failed) else UNVERIFIED  # a mistyped path is no alarm
 
 
 def _reconcile(arguments: argparse.Namespace) -> int:

@@ -170,6 +170,7 @@ def _check(arguments: argparse.Namespace) -> int:
     from models.plan import Plan
 
     plan = Plan.load(arguments.plan).model_dump(mode="json")
+    print("networks, their arguments and augmentations are looked at by `create`", file=sys.stderr)  # it loads torch
     if arguments.json:
         show_json(plan)
         return OK
@@ -235,6 +236,12 @@ def _run_here(arguments: argparse.Namespace) -> None:
     else:
         engine = aggregator.LocalGrid(sites, workers, batched=arguments.batched)
     with Study.open(arguments.study) as study, engine as grid, progress() as report:
+        others = sorted(silo.name for silo in grid.roster.values() if study.enrolled.get(silo.name) != silo.vkey)
+        if others and study.position.closed:
+            raise ConfigError(
+                f"{arguments.study}: the study is over, and {', '.join(others)} took no part in it",
+                "name the hospitals that did, or create a new study",
+            )
         run(study, grid, loggers(study, arguments.log, _rounds(report)))
 
 
@@ -335,6 +342,8 @@ def _show(arguments: argparse.Namespace) -> int:
     plan = agreement.plan
     print(f"{plan.name}@{agreement.study}\n{plan.purpose}")
     print(f"{plan.task.name} with {plan.task.network.name}, {plan.strategy}, {plan.rounds} rounds")
+    done = len(history.rounds) - 1
+    print("the study is over" if history.closed else f"{done} of {plan.rounds} rounds are over")
     show_history(history)
     return OK
 
@@ -471,7 +480,7 @@ def show_history(history: "History") -> None:
         each = [_number(item.metrics.get(silo, {}).get(metric)) for silo in silos]
         refused = ", ".join(f"{silo}: {code}" for silo, code in sorted(item.refused.items()))
         accepted = "void" if item.void else len(item.accepted) if item.number else ""
-        shared = human_bytes(item.nbytes) if item.number else ""
+        shared = human_bytes(item.nbytes) if item.number or item.nbytes else ""
         means = _number(item.mean("loss")), _number(item.mean(metric))
         rows.append((item.number, *means, *each, accepted, refused, shared, item.model[:12]))
     show_table(

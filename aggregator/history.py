@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from models.errors import ConfigError
+from aggregator.agreement import read_agreement
 from models.exchange.documents import Agreement
 from models.ledger import Event, Record, Verifier, read
 from models.ledger.disk import publish
@@ -27,9 +27,10 @@ class Round:
         number: The round; 0 stands for the initial model.
         model: Digest of the model that stood after the round.
         void: Whether the round combined nothing.
-        accepted: Silos whose update was combined.
+        accepted: Silos whose update was accepted; the strategy may have chosen among them.
         refused: Silos that gave none, each with its code.
-        nbytes: Bytes of documents and arrays that silos shared in the round.
+        nbytes: Bytes of documents and arrays that silos shared in the round; a survey counts for 0, the final visit for
+            the last one.
         metrics: Each silo's metrics of this round's model.
         examples: Middle of each silo's band of evaluated images.
         work: Share of its planned work that each silo did, in a study that takes partial work.
@@ -110,12 +111,12 @@ def read_history(records: Sequence[Record], plan: Plan) -> History:
                 coming.refused.pop(silo, None)
             current, coming = coming, Round(coming.number + 1, "")
             rounds.append(current)
+        if record.event in _REPLIES:
+            (current if record.round == current.number else coming).nbytes += body.get("statement", {}).get("nbytes", 0)
         if record.round is None or record.round != coming.number:
             continue
         if "work" in body:
             coming.work[body["statement"]["src"]] = body["work"]
-        if record.event in _REPLIES:
-            coming.nbytes += body.get("statement", {}).get("nbytes", 0)
         if record.event in _REFUSALS:
             coming.refused[_silo(body)] = "silent" if record.event == Event.SILO_SILENT else body["code"]
     return History(plan, rounds, closed=any(record.event == Event.STUDY_CLOSED for record in records))
@@ -126,12 +127,10 @@ def read_study(folder: Path) -> tuple[Agreement, History]:
 
     Raises:
         ConfigError: It is no study folder.
+        Malformed: The agreement cannot be read.
         LedgerError: Its ledger is not the one that was signed.
     """
-    path = folder / "agreement.json"
-    if not path.is_file():
-        raise ConfigError(f"{folder}: is no study folder (it has no agreement.json)", "create the study first")
-    agreement = Agreement.decode(path.read_bytes())
+    agreement = read_agreement(folder)
     records = read(folder / "ledger", Verifier.parse(agreement.coordinator_key)).records
     return agreement, read_history(records, agreement.plan)
 
@@ -143,7 +142,10 @@ def write_metrics(path: Path, history: History) -> None:
 
 
 _REFUSALS = {Event.REFUSAL_RECEIVED, Event.REPLY_REJECTED, Event.SILO_SILENT}
-_REPLIES = {Event.UPDATE_RECEIVED, Event.REPORT_RECEIVED, Event.REFUSAL_RECEIVED, Event.REPLY_REJECTED}
+_REPLIES = {
+    *(Event.SURVEY_RECEIVED, Event.UPDATE_RECEIVED, Event.REPORT_RECEIVED, Event.CLOSING_RECEIVED),
+    *(Event.REFUSAL_RECEIVED, Event.REPLY_REJECTED),
+}
 
 
 def _silo(body: Mapping[str, Any]) -> str:

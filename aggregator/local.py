@@ -1,6 +1,6 @@
 """Many hospitals on this machine: Flower's Grid without a network, the same apps on both sides.
 
-    with LocalGrid(["configs/sites/north.toml", "configs/sites/south.toml"], workers=2) as grid:
+    with LocalGrid(["hospitals/north/site.toml", "hospitals/south/site.toml"], workers=2) as grid:
         run(study, grid)
 
 Each message goes to the hospital's own ClientApp with a context of its own, as a SuperNode would hand

@@ -134,7 +134,8 @@ def numbers(history: History) -> Iterator[tuple[str, str, int, float]]:
         if round_.number:
             yield ALL, "accepted", round_.number, len(round_.accepted)
             yield ALL, "refused", round_.number, len(round_.refused)
-            yield ALL, "bytes", round_.number, round_.nbytes
+            if history.closed or round_.number < history.plan.rounds:  # the final visit adds to the last round's
+                yield ALL, "bytes", round_.number, round_.nbytes
     # A mean is told when every hospital that will measure the model has had its turn.
     for round_ in history.rounds if history.closed else history.rounds[:-1]:
         for metric in history.plan.metrics:

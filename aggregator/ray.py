@@ -1,6 +1,6 @@
 """Many hospitals on a Ray cluster: Flower's own simulation engine, the same apps on both sides.
 
-    with RayGrid(["configs/sites/north.toml", "configs/sites/south.toml"]) as grid:
+    with RayGrid(["hospitals/north/site.toml", "hospitals/south/site.toml"]) as grid:
         run(study, grid)
 
 For when one machine is not enough; on one machine, `LocalGrid` does the same with less. Flower starts Ray here,

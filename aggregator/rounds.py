@@ -21,7 +21,7 @@ from aggregator.strategy import Audited
 from aggregator.study import Position, Study
 from aggregator.visits import POLL, Visit, part
 from aggregator.weighing import Contribution
-from models.errors import ConfigError
+from models.errors import ConfigError, Rule
 from models.exchange.channel import Channel
 from models.exchange.documents import VisitKind
 from models.exchange.spec import vector_digest
@@ -30,6 +30,7 @@ from models.ledger import Entry, Event
 
 log = logging.getLogger("intramural.aggregator")
 
+_UNAPPROVED = {Rule.STUDY_NOT_APPROVED, Rule.STUDY_CHANGED, Rule.STUDY_REVOKED}
 _GATHER = 10.0  # seconds that a run's first round waits for hospitals that are still connecting
 
 
@@ -60,17 +61,20 @@ def run(study: Study, grid: StudyGrid, on_round: Callable[[History], None] | Non
             has the last model been measured.
 
     Returns:
-        The final model and the history; of a study that was over before, the same again.
+        The final model and the history; of a study that was over before, the same again, and nothing is run.
 
     Raises:
-        ConfigError: Fewer silos than `min_silos`, one with another key than enrolled, or a study that the grid
-            cannot carry out.
+        ConfigError: Fewer silos than `min_silos`, one with another key than enrolled, a study that the grid cannot
+            carry out, or one that every silo refuses in the first round because it is not approved there; that round
+            can be run again.
         LedgerError: The ledger cannot be written; nothing was sent after that.
     """
     plan, position = study.plan, study.position
     if not position.closed:
         _Run(study, grid).to_the_end(on_round)
         position = study.position
+    else:
+        log.warning("%s: the study is over; nothing was run", study.folder)
     history = read_history(study.ledger.records, plan)
     write_metrics(study.folder / "metrics.jsonl", history)
     if on_round:
@@ -109,14 +113,27 @@ class _Run:
                 "let more silos take part, or lower min_silos in a new study",
             )
         self.channels: dict[int, Channel] = {}
-        self.enrol()
+        self.turned_away: set[int] = set()
+        self.enrol(strict=True)
 
-    def enrol(self) -> None:
-        """Open a channel to every hospital that was admitted since."""
+    def enrol(self, *, strict: bool = False) -> None:
+        """Open a channel to every hospital that was admitted since.
+
+        One that may not take part, as under another key than enrolled, starts nothing; later it is left out, and the
+        others go on.
+        """
         study = self.study
         for node, silo in sorted(self.grid.roster.items(), key=lambda item: item[1].name):
-            if node not in self.channels:
+            if node in self.channels or node in self.turned_away:
+                continue
+            try:
                 study.enrol(silo)
+            except ConfigError as error:
+                if strict:
+                    raise
+                log.warning("%s takes no part: %s; %s", silo.name, error, error.hint)
+                self.turned_away.add(node)
+            else:
                 self.channels[node] = Channel(study.ledger, study.signer, silo, study.digest)
 
     def to_the_end(self, on_round: Callable[[History], None] | None) -> None:
@@ -154,9 +171,12 @@ class _Run:
         trains = [node for name, node in chosen.items() if name in names and name not in accepted]
         others = [node for name, node in chosen.items() if name not in names]
         kinds: dict[int, VisitKind] = dict.fromkeys(trains, "train")
+        before = len(ledger.records)
         self.visit(kinds | dict.fromkeys(self.unreported(others), "evaluate"), round_, position)
         accepted = self.accepted(round_, digest)
         everybody = {self.name(node) for node in self.channels}
+        if round_ == 1:
+            self.require_approved(everybody, before)
         asked = {} if self.plan.silos_per_round is None else {"asked": names}
         excluded = sorted((set(names) if asked else everybody) - set(accepted))
         if len(accepted) < self.plan.min_silos:
@@ -194,6 +214,32 @@ class _Run:
         ledger.append(Entry(Event.AGGREGATED, body, study.digest, round_))
         study.drop_updates(round_)
         study.drop_states(before=round_)
+
+    def require_approved(self, everybody: Collection[str], before: int) -> None:
+        """See that not every hospital refused the study itself: more rounds would change nothing, and close it.
+
+        The round is left open, so that it can be run again once the hospitals have approved the study.
+
+        Args:
+            everybody: Names of the hospitals.
+            before: How many lines the ledger had before they were asked.
+
+        Raises:
+            ConfigError: Every one refused.
+        """
+        study = self.study
+        said = {
+            str(record.body["statement"]["src"]): str(record.body["code"])
+            for record in study.ledger.records[before:]
+            if record.event == Event.REFUSAL_RECEIVED
+        }
+        if said.keys() == set(everybody) and _UNAPPROVED.issuperset(said.values()):
+            told = ", ".join(f"{name}: {code}" for name, code in sorted(said.items()))
+            raise ConfigError(
+                f"{study.folder}: every hospital refuses: {told}",
+                f"approve it there: intramural-silo approve SITE.toml {study.folder / 'agreement.json'}; or give the "
+                "study another name",
+            )
 
     def accepted(self, round_: int, base: str) -> "dict[str, _Accepted]":
         """The updates of a round that the ledger says were accepted and that are still on disk."""

@@ -13,13 +13,15 @@
 
 The folder holds the study (`study/`) and, for each hospital, a ledger and a work folder of its own (`hospitals/NAME/`):
 images, labels, key, policy and caches are the hospital's, its own records are not touched. The same file makes the same
-models in any other folder; run again in the same one, it goes on where it was.
+models in any other folder; run again in the same one, it goes on where it was. Beside them stands with which sites and
+faults the folder was begun (`made-with.json`); a file with others is refused there.
 """
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterable, Sequence
 from glob import glob
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -32,8 +34,11 @@ from aggregator.rounds import Outcome, run
 from aggregator.study import Study
 from models.errors import ConfigError
 from models.faults import AnyFault
+from models.ledger.disk import publish
 from models.plan import Plan
 from models.settings import LocalPath, Settings
+
+_MADE_WITH = "made-with.json"
 
 
 class Consortium(Settings):
@@ -86,19 +91,54 @@ def simulate(
         logs: Where its numbers are shown too: `tensorboard:FOLDER` or `mlflow:URI`.
 
     Raises:
-        ConfigError: The file, the study or a site is wrong, the folder holds another study, or a fault names no silo.
+        ConfigError: The file, the study or a site is wrong, the folder holds another study or was made with other
+            sites or faults, or a fault names no silo.
         LedgerError: A ledger cannot be written.
     """
     simulation = what if isinstance(what, Simulation) else Simulation.load(what)
-    folder, plan = simulation.folder / "study", Plan.load(simulation.study)
+    folder, plan, found = simulation.folder / "study", Plan.load(simulation.study), simulation.found_sites()
+    made = made_with(found, simulation.faults, batched=simulation.batched)
     derive = hospital_side("derive")
-    sites = [derive(site, simulation.folder / "hospitals") for site in simulation.found_sites()]
     study = Study.open(folder) if folder.is_dir() else Study.create(simulation.study, folder)
     with study:
         if study.plan != plan:
             raise ConfigError(f"{folder}: holds another study than {simulation.study}", "simulate into another folder")
-        with _grid(simulation, sites) as grid:
+        if begun := bool(study.enrolled):
+            require_made_with(simulation.folder, made)
+        with _grid(simulation, [derive(site, simulation.folder / "hospitals") for site in found]) as grid:
+            if not begun:  # only now: a wrong site or fault may still be corrected
+                publish(simulation.folder / _MADE_WITH, json.dumps(made, indent=2).encode())
             return run(study, grid, loggers(study, logs, on_round))
+
+
+def made_with(sites: Iterable[Path], faults: Iterable[AnyFault], *, batched: bool) -> dict[str, Any]:
+    """What a simulation's models depend on beside the study and its hospitals' data, as JSON values."""
+    return {
+        "sites": sorted(str(site.resolve()) for site in sites),
+        "faults": [fault.model_dump(mode="json") for fault in faults],
+        "batched": batched,
+    }
+
+
+def require_made_with(folder: Path, made: dict[str, Any]) -> None:
+    """See that a simulation's folder was begun with the same; one that does not say it is older than that file.
+
+    Raises:
+        ConfigError: It was not.
+    """
+    path = folder / _MADE_WITH
+    if not path.is_file():
+        return
+    try:
+        before = json.loads(path.read_bytes())
+        other = [key for key, value in made.items() if before[key] != value]
+    except (ValueError, TypeError, KeyError):
+        other = list(made)
+    if other:
+        raise ConfigError(
+            f"{folder}: was made with other {' and '.join(f'`{key}`' for key in other)}; {path.name} there says which",
+            "choose another folder, or delete that one",
+        )
 
 
 def _grid(simulation: Simulation, sites: list[Path]) -> StudyGrid:

@@ -20,7 +20,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Self
 
-from models.errors import ConfigError, DigestMismatch, IntramuralError, Malformed
+from aggregator.agreement import read_agreement
+from models.errors import ConfigError, DigestMismatch, IntramuralError
 from models.exchange.documents import Agreement
 from models.exchange.encoding import Encoding
 from models.exchange.spec import (
@@ -102,7 +103,7 @@ class Study:
             ConfigError: The plan is wrong, the folder is taken, the key is another party's, or the network
                 cannot be built here.
         """
-        plan_path, folder = Path(plan), Path(folder)
+        plan_path, folder = Path(plan), Path(folder).resolve()  # neither "." nor a link can be given to a draft
         content = Plan.load(plan_path)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ConfigError(f"{folder}: exists already", "open it, or choose another folder; nothing is overwritten")
@@ -151,13 +152,7 @@ class Study:
             LedgerError: The ledger is in use, or is not the one that was signed.
         """
         folder = Path(folder)
-        path = folder / "agreement.json"
-        if not path.is_file():
-            raise ConfigError(f"{folder}: is no study folder (it has no agreement.json)", "create the study first")
-        try:
-            agreement = Agreement.decode(path.read_bytes())
-        except Malformed as error:
-            raise Malformed(f"{path}: {error}", "restore it from ledger/manifests") from error
+        agreement = read_agreement(folder)
         spec, _ = load_vector(folder / "models" / "000.safetensors", agreement.initial)
         signer = Signer.load(folder / "aggregator.key")
         if signer.vkey != agreement.coordinator_key:
@@ -166,7 +161,8 @@ class Study:
         if not any(record.study == agreement.study for record in ledger.of(Event.STUDY_CREATED)):
             ledger.close()
             raise DigestMismatch(
-                f"{path}: is not the agreement that this study was created with", "restore it from ledger/manifests"
+                f"{folder / 'agreement.json'}: is not the agreement that this study was created with",
+                "restore it from ledger/manifests",
             )
         return cls(folder, agreement, signer, ledger, spec)
 

@@ -236,7 +236,8 @@ class Visit:
         elif isinstance(document, Refusal):
             log.warning("round %d: %s refuses: %s", self.round, name, document.code)
             facts = {"code": document.code}
-            if document.code == NotWitnessed.code and node not in self.witnessed:
+            first = len(channel.sizes) == 1  # it shows a past that nobody can have witnessed
+            if document.code == NotWitnessed.code and node not in self.witnessed and not first:
                 self.unwitnessed.add(node)
         channel.accept(received, facts)
 

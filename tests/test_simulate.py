@@ -9,6 +9,8 @@ import pytest
 from aggregator import Simulation, simulate
 from aggregator.cli import main
 from models.errors import ConfigError
+from models.faults import struck
+from models.plan import Plan
 
 ROOT = Path(__file__).parents[1]
 
@@ -100,3 +102,50 @@ def test_a_pattern_without_a_site_and_faults_on_another_engine_are_refused(
 def test_the_example_can_be_read_and_its_faults_are_of_every_kind() -> None:
     example = Simulation.load(ROOT / "configs" / "simulation.toml")
     assert {fault.what for fault in example.faults} == {"absent", "slow", "crash", "garbage", "labels", "scanner"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("factor = 2.5", "factor = 3.0", "`faults`"),
+        ("hospitals/*/site.toml", "hospitals/[ns]*/site.toml", "`sites`"),
+        ("workers = 1", "workers = 2", ""),
+    ],
+)
+def test_a_folder_that_was_made_with_other_faults_or_sites_is_not_gone_on_with(
+    write: Callable[..., Path], tmp_path: Path, old: str, new: str, says: str
+) -> None:
+    path = write("seven")
+    outcome = simulate(path)
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    if not says:
+        assert simulate(path) == outcome
+        return
+    with pytest.raises(ConfigError, match=f"seven: was made with other {says}") as caught:
+        simulate(path)
+    assert "choose another folder" in caught.value.hint
+    path.write_text(text)
+    assert simulate(path) == outcome
+
+
+def test_a_fault_that_names_no_silo_can_be_corrected_in_the_same_folder(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = write("eight")
+    text = path.read_text()
+    path.write_text(text.replace('["south"]', '["sauth"]'))
+    with pytest.raises(ConfigError, match="no silo is named 'sauth'"):
+        simulate(path)
+    path.write_text(text)
+    assert simulate(path).history.closed
+
+
+def test_in_the_example_no_round_is_void_with_the_three_hospitals_of_the_readme() -> None:
+    example, names = Simulation.load(ROOT / "configs" / "simulation.toml"), ("north", "south", "west")
+    plan, harmless = Plan.load(example.study), {"labels", "scanner"}
+    for round_ in range(1, plan.rounds + 1):
+        struck_ = [name for name in names if {f.what for f in struck(example.faults, name, round_)} - harmless]
+        assert len(struck_) == 1, round_
+    assert len(names) - 1 == plan.min_silos

@@ -1,7 +1,10 @@
 """A sweep over hospitals that were made of one data set: real studies, resumed, compared, written down."""
 
+import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -11,6 +14,7 @@ from aggregator.audit import reconcile
 from aggregator.cli import main
 from aggregator.history import History, read_study
 from aggregator.sweep import Outcome, Run, sweep
+from aggregator.sweep.running import carry_out_all
 from models.errors import ConfigError
 from silos.derived import derive
 from silos.phantom import write_hospital
@@ -166,6 +170,29 @@ def test_a_run_of_another_plan_is_not_taken_for_this_one(
         sweep(tmp_path / "sweep.toml", folder / "out")
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("parts/*/site", "parts/[!x]*1/site", "`sites`"),
+        ("processes = 2", "batched = true", "`batched`"),
+        ("processes = 2", "processes = 1", ""),
+        ("strategy.mu = 5.0", 'strategy.mu = 5.0\n[[faults]]\nwhat = "absent"\nrounds = [1, 1]', "`faults`"),
+    ],
+)
+def test_a_run_with_other_hospitals_or_faults_is_not_taken_for_this_one(
+    swept: tuple[Path, Outcome, list[str]], old: str, new: str, says: str
+) -> None:
+    folder, outcome, _ = swept
+    assert old in SWEEP
+    (folder / "other.toml").write_text(SWEEP.replace(old, new))
+    if not says:
+        assert len(sweep(folder / "other.toml", folder / "out").histories) == len(outcome.histories)
+        return
+    with pytest.raises(ConfigError, match=f"fedavg/seed-1: was made with other {says}") as caught:
+        sweep(folder / "other.toml", folder / "out")
+    assert "choose another folder" in caught.value.hint
+
+
 def test_a_run_that_fails_is_told_and_does_not_stop_the_others(
     swept: tuple[Path, Outcome, list[str]], tmp_path: Path
 ) -> None:
@@ -184,6 +211,26 @@ def test_a_run_that_fails_is_told_and_does_not_stop_the_others(
     assert "min_silos: 3 are required, 2 silos take part" in told["many"]
     assert len(outcome.histories) == 2
     assert told["many"].split(" (")[0] in (tmp_path / "out" / "sweep.html").read_text()
+
+
+class Deadly:
+    """What kills the process that reads it, as a system short of memory does."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os._exit, (9,)
+
+
+def test_a_run_whose_process_is_killed_does_not_stop_the_others(
+    swept: tuple[Path, Outcome, list[str]], tmp_path: Path
+) -> None:
+    _, outcome, _ = swept
+    first, second, *_ = (replace(run, folder=tmp_path / str(run.seed)) for run in outcome.histories)
+    deadly = replace(first, folder=tmp_path / "deadly", sites=(Deadly(),))  # type: ignore[arg-type]
+    told: dict[Run, str] = {}
+    carry_out_all([first, deadly, second], 2, told.__setitem__)
+    assert told == {first: "", second: "", deadly: "its process was killed (short of memory?)"}
+    before = [history.rounds[-1].model for history in outcome.histories.values()]
+    assert [history.rounds[-1].model for run in (first, second) if (history := run.history())] == before[:2]
 
 
 def test_a_study_of_a_run_is_found_by_the_other_commands(swept: tuple[Path, Outcome, list[str]]) -> None:

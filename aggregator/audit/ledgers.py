@@ -7,7 +7,7 @@ from typing import Any
 
 from aggregator.audit import lines
 from aggregator.audit.lines import Peer
-from models.errors import BadSignature, IntramuralError, Malformed
+from models.errors import BadSignature, IntramuralError, LedgerError, Malformed, Rewritten
 from models.exchange.statement import Statement, receipt_bytes, signing_bytes
 from models.ledger import Checkpoint, Event, Opened, Record, Verifier, cosigners, read, read_partings
 from models.ledger.vocabulary import explain
@@ -27,6 +27,7 @@ class Verdict:
         statements: Statements whose signatures were checked.
         receipts: Countersignatures of the other side that were checked.
         unsigned: Lines after the signed head: a writer at work, or a crash.
+        unread: Whether no ledger is there, or none that can be read, so that nothing was checked.
         problems: What is wrong; empty if nothing is.
     """
 
@@ -40,6 +41,7 @@ class Verdict:
     statements: int = 0
     receipts: int = 0
     unsigned: int = 0
+    unread: bool = False
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -62,10 +64,13 @@ def verify(folder: Path | str, verifier: Verifier | None = None) -> Verdict:
     """
     folder = Path(folder)
     try:
+        if folder.is_file():
+            raise LedgerError(f"{folder}: is a file, not a ledger's folder", "give the ledger's folder")
         opened = read(folder, verifier)
     except (IntramuralError, OSError) as error:
         problem = "; ".join(filter(None, (str(error), getattr(error, "hint", ""))))
-        return Verdict(str(folder), verifier.name if verifier else "?", problems=[problem])
+        unread = isinstance(error, LedgerError | OSError) and not isinstance(error, Rewritten)
+        return Verdict(str(folder), verifier.name if verifier else "?", unread=unread, problems=[problem])
     problems = [f"line {record.seq + 1}: {what}" for record in opened.records if (what := explain(record))]
     readable = [record for record in opened.records if not explain(record)] if problems else opened.records
     peers: dict[Peer, Verifier] = {}

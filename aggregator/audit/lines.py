@@ -103,6 +103,11 @@ def heads(records: Iterable[Record], study: str, source: str) -> list[tuple[int,
     return [(r.body["size"], r.body["root"]) for r in received(records, study, source).values()]
 
 
+def taken(made: Record) -> list[dict[str, Any]]:
+    """Of the updates that a round accepted, those that went into its model: all, unless the strategy chose some."""
+    return [item for item in made.body["inputs"] if item["silo"] in made.body.get("selected", [item["silo"]])]
+
+
 def versions(software: Mapping[str, Any]) -> dict[str, str]:
     """What a hospital says of its software, less all that is no known name with a version."""
     return {

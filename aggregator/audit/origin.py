@@ -175,18 +175,20 @@ def _signed(
 
 
 def _inputs(made: Record, signed: Mapping[str, Record], problems: list[str]) -> Iterator[str]:
-    """The hospitals whose updates were combined; each must have signed its own, for this round and base."""
+    """The hospitals whose updates went in; whoever's was accepted must have signed it, for this round and base."""
+    used = lines.taken(made)
     for item in made.body["inputs"]:
         record, silo = signed.get(item["xid"]), item["silo"]
         if record is None or record.event != Event.UPDATE_RECEIVED:
-            problems.append(f"it does not show the update of {silo} that went into the model")
+            problems.append(f"it does not show the update of {silo} that the round accepted")
             continue
         statement = lines.statement(record)
         there = (statement.src, statement.payload, statement.round, record.body["base"], record.body["weight"])
         if there != (silo, item["digest"], made.round, made.body["base"], item["weight"]):
-            problems.append(f"line {record.seq + 1}: is another update than the one of {silo} that was combined")
+            problems.append(f"line {record.seq + 1}: is another update than the one of {silo} that was accepted")
             continue
-        yield silo
+        if item in used:
+            yield silo
 
 
 def _measured(

@@ -9,6 +9,7 @@ from aggregator.audit.lines import documents as documents_of
 from aggregator.audit.proofs import Line, Proof
 from models.errors import ConfigError
 from models.ledger import Checkpoint, Event, Opened, Record, read, read_partings
+from models.ledger.events import is_digest
 
 _TITLES = {Event.STUDY_CREATED, Event.STUDY_APPROVED}
 
@@ -24,7 +25,7 @@ def prove(
 
     Args:
         folder: The ledger's folder.
-        study: The study's digest, the beginning of it, or its name; needed if the ledger knows of several.
+        study: The study's digest, the beginning of it, its name, or NAME@DIGEST; needed if the ledger knows of several.
         peer: The other party; needed if the ledger knows of several in the study.
         exchange: xid of one statement, or the beginning of it. Without it, the newest statements of both
             directions between the two parties, and those that are still unacknowledged.
@@ -84,14 +85,29 @@ def _parties(opened: Opened, study: str, exchange: str) -> dict[str, str]:
 
 
 def _chosen(folder: Path | str, what: str, asked: str | None, known: Mapping[str, str]) -> str:
-    """The one that is asked for, by its name or by the beginning of its digest."""
-    found = [key for key, name in known.items() if asked in (None, name) or key.startswith(str(asked))]
+    """The one that is asked for, by its name, by the beginning of its digest, or by both as NAME@DIGEST."""
+    named, at, begins = (asked or "").partition("@")
+    found = [
+        key
+        for key, name in known.items()
+        if asked in (None, name) or key.startswith(str(asked)) or (at and name == named and key.startswith(begins))
+    ]
     exact = [key for key in found if asked in (key, known[key])]
     if len(found) != 1 and len(exact) != 1:
-        names = ", ".join(sorted(name[:16] for name in known.values())) or "none"
+        names = ", ".join(sorted(_told(key, name) for key, name in known.items())) or "none"
+        if asked is None and found:
+            several = "studies" if what == "study" else "peers"
+            missing = f"{folder}: --{what} is missing: the ledger has several {several}"
+            raise ConfigError(missing, f"give one of {names}")
         which = "several" if found else "none"
         raise ConfigError(f"{folder}: {what} {asked or ''}: the ledger has {which} of that", f"it has: {names}")
     return (exact or found)[0]
+
+
+def _told(key: str, name: str) -> str:
+    """A study as NAME@DIGEST, a party or an exchange as it is; of a digest as much as tells it from others."""
+    short = key[:16] if is_digest(key) else key
+    return short if name == key else f"{name}@{short}"
 
 
 def _named(record: Record) -> str:

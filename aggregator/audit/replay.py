@@ -19,11 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aggregator.agreement import read_agreement
 from aggregator.audit import lines
 from aggregator.audit.ledgers import verify
 from aggregator.weighing import Contribution
-from models.errors import ConfigError, DataError, DigestMismatch, IntramuralError, LedgerError
-from models.exchange.documents import Agreement, Manifest, Order
+from models.errors import DataError, DigestMismatch, IntramuralError, LedgerError
+from models.exchange.documents import Manifest, Order
 from models.exchange.spec import Spec, Vector, load_part, load_vector, tensor_digests, update_digest, vector_digest
 from models.ledger import Event, Opened, Record, Verifier, read
 
@@ -37,7 +38,7 @@ class Remade:
 
     Attributes:
         round: The round that made it.
-        inputs: The silos whose updates went in, in the recorded order.
+        inputs: The silos whose updates the strategy was given, in the recorded order.
         recorded: The digest in the ledger.
         found: The digest of what came out here.
     """
@@ -82,6 +83,7 @@ def replay(folder: Path | str) -> Replay:
 
     Raises:
         ConfigError: It is no study folder.
+        Malformed: The agreement cannot be read.
         DataError: An update was not kept, or the first model is missing.
         LedgerError: The ledger is not the one that was signed, or does not hold what it names.
         DigestMismatch: The agreement or the first model is not the recorded one.
@@ -89,7 +91,7 @@ def replay(folder: Path | str) -> Replay:
     from aggregator.strategy import build  # here, because the other commands of an auditor do without Flower
 
     folder = Path(folder)
-    agreement = _agreement(folder)
+    agreement = read_agreement(folder)
     opened = read(folder / "ledger", Verifier.parse(agreement.coordinator_key))
     verdict = verify(folder / "ledger", opened.verifier)
     if not verdict.ok:
@@ -139,13 +141,6 @@ def replay(folder: Path | str) -> Replay:
         result.problems.extend(problem for problem in checked if problem)
         return Replay(result.study, result.models, checked.count(""), result.problems)
     return result
-
-
-def _agreement(folder: Path) -> Agreement:
-    path = folder / "agreement.json"
-    if not path.is_file():
-        raise ConfigError(f"{folder}: is no study folder (it has no agreement.json)", "give the study's folder")
-    return Agreement.decode(path.read_bytes())
 
 
 def _path(folder: Path, round_: int | None, silo: str) -> Path:
@@ -231,7 +226,7 @@ def _orders(opened: Opened, records: Iterable[Record], made: Sequence[tuple[int,
         order = orders[statement.body]
         if (order.agreement.study, order.round) != (record.study, record.round):
             yield f"round {record.round}: the order to {statement.dst} is of another study or round"
-        elif order.base != newest or statement.payload != (None if order.visit == "close" else newest):
+        elif order.base != newest or statement.payload != (newest if order.visit in ("train", "evaluate") else None):
             yield f"round {record.round}: the order to {statement.dst} offers another model than the newest one"
         else:
             yield ""

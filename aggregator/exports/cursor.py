@@ -15,6 +15,7 @@ import logging
 import os
 import ssl
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -180,14 +181,14 @@ def _batches(opened: Opened, sink: Sink, cursor: Path) -> list[list[Fact]]:
 
 def _deliver(sink: Sink, batch: list[Fact], stop: threading.Event, patience: float | None, pause: float) -> bool:
     """Try until the sink took a batch; False if asked to stop before."""
-    waited = 0.0
+    started = time.monotonic()
     while True:
         try:
             sink.take(batch)
         except OSError as error:
             reason = error.strerror or str(error) or type(error).__name__
             hopeless = isinstance(error, ssl.SSLCertVerificationError)
-            if patience is not None and (hopeless or waited >= patience):
+            if patience is not None and (hopeless or time.monotonic() - started >= patience):
                 raise IntramuralError(
                     f"{sink.name}: did not take line {batch[0].line}: {reason}",
                     "nothing is lost: the same command goes on from there; the ledger and the training go on anyway",
@@ -195,7 +196,6 @@ def _deliver(sink: Sink, batch: list[Fact], stop: threading.Event, patience: flo
             log.warning("%s does not take lines: %s; next attempt in %.0f s", sink.name, reason, pause)
             if stop.wait(pause):
                 return False
-            waited += pause
             pause = min(2 * pause, LONGEST_PAUSE)
         else:
             return True

@@ -206,7 +206,7 @@ class Fact:
         said |= {key: text(self.record.body.get(key)) for key in (*_SAID, "code", "silo", "evaluated")}
         said |= {
             key: listed(self.record.body.get(key))
-            for key in ("metrics", "asked", "inputs", "accepted", "excluded", "files")
+            for key in ("metrics", "asked", "inputs", "selected", "accepted", "excluded", "files")
         }
         if self.manifest is not None:
             said |= {key: text(value) for key, value in in_short(self.manifest).items()}

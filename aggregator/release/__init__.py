@@ -55,6 +55,7 @@ def release(study: Path, out: Path, *, licence: Path | None = None, exact_counts
         DigestMismatch: The model on disk is not the one in the ledger.
         LedgerError: The ledger is in use, not what was signed, or cannot be written.
     """
+    out = out.resolve()  # neither "." nor a link can be given to a draft
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out}: exists already", "choose another folder; nothing is overwritten")
     with Study.open(study) as opened:
@@ -72,7 +73,7 @@ def release(study: Path, out: Path, *, licence: Path | None = None, exact_counts
             "docs/README.md": as_markdown(card(told)).encode(),
             **({} if licence is None else {"LICENSE": licence.read_bytes()}),
         }
-        draft = out.absolute().with_name(f".{out.absolute().name}.part")
+        draft = out.with_name(f".{out.name}.part")
         shutil.rmtree(draft, ignore_errors=True)
         for name in (*files, MODEL):
             (draft / name).parent.mkdir(parents=True, exist_ok=True)
@@ -88,7 +89,7 @@ def release(study: Path, out: Path, *, licence: Path | None = None, exact_counts
             sync_folder(folder)
         if out.exists():
             out.rmdir()  # it was empty; if it no longer is, this fails
-        rename(draft, out.absolute())
+        rename(draft, out)
     return told
 
 

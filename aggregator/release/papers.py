@@ -7,7 +7,7 @@ images a hospital has is told as the band that the hospital told; a count that c
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from aggregator.audit.lines import versions
+from aggregator.audit.lines import taken, versions
 from aggregator.exports.fact import Fact, band, facts, filters
 from models.errors import ConfigError
 from models.exchange.documents import Agreement, Examples, Manifest
@@ -91,12 +91,15 @@ def papers(opened: Opened, agreement: Agreement) -> Papers:
     last = sums[-1].record
     hospitals: dict[str, Hospital] = {}
     for fact in sums:
-        for item in fact.record.body["inputs"]:
+        for item in taken(fact.record):
             hospitals.setdefault(item["silo"], Hospital(item["silo"])).rounds += 1
-    used = {item["xid"] for item in last.body["inputs"]}
+    shown = {item["xid"] for item in last.body["inputs"]}  # the proof repeats their weights, taken or not
+    used = {item["xid"] for item in taken(last)}
     exact: set[str] = set()
     for fact, manifest in _manifests(found):
         measured = fact.record.event == Event.REPORT_RECEIVED and manifest.base == last.body["model"]
+        if (fact.xid in shown or measured) and (_is_exact(manifest.examples) or _is_exact(manifest.evaluated)):
+            exact.add(fact.source)
         if fact.xid not in used and not measured:
             continue
         hospital = hospitals.setdefault(fact.source, Hospital(fact.source))
@@ -108,8 +111,6 @@ def papers(opened: Opened, agreement: Agreement) -> Papers:
         else:
             hospital.examples, hospital.filters = _band(manifest.examples), filters(manifest)
             hospital.epsilon = manifest.privacy.epsilon if manifest.privacy else None
-        if _is_exact(manifest.examples) or _is_exact(manifest.evaluated):
-            exact.add(fact.source)
     void = sum(fact.record.event == Event.ROUND_VOID for fact in found)
     return Papers(agreement, last.round or 0, last.body["model"], void, dict(sorted(hospitals.items())), sorted(exact))
 

@@ -225,7 +225,7 @@ def _combined(study: Study) -> Table:
     rows: list[Sequence[Cell]] = []
     for fact in study.combined:
         body = fact.record.body
-        used = listed(body.get("inputs")) or "none: the round is void"
+        used = listed(body.get("selected", body.get("inputs"))) or "none: the round is void"
         round_ = "-" if fact.record.round is None else fact.record.round
         rows.append((fact.line, fact.record.ts, round_, used, text(body.get("model"))))
     return Table(("line", "time (UTC)", "round", "updates combined", "model that stands (SHA-256)"), rows)

@@ -126,9 +126,10 @@ def _period(left: Sequence[Fact]) -> str:
 
 
 def _how_often(study: Study, left: Sequence[Fact]) -> str:
-    rounds = {fact.record.round for fact in left}
+    rounds = {fact.record.round for fact in left} - {0}  # which is a survey's
     planned = f" of {study.agreement.plan.rounds} planned" if study.agreement else ""
-    return f"once in each of {len(rounds)} visits, in a study{planned} rounds" if left else "none so far"
+    said = f"{len(left)} times, in {len(rounds)}{planned} rounds or right before or after them"
+    return said if left else "none so far"
 
 
 def _disclosed(left: Sequence[Fact]) -> str:

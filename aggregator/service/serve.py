@@ -112,7 +112,7 @@ class _Keeper:
     def keep_nodes(self) -> None:
         """Register who was admitted, unregister who was dismissed."""
         wanted = {name: enrolment.node_key for name, enrolment in self.home.hospitals().items()}
-        if wanted == self.known:
+        if wanted == self.known and wanted.keys() == self.home.nodes().keys():  # who came back at once has no node
             return
         live, nodes = self.link.nodes(), self.home.nodes()
         before = wanted if self.known is None else self.known
@@ -134,7 +134,13 @@ class _Keeper:
         for digest, entry in runs.wanted(self.home).items():
             if disk.is_locked(entry.folder / "ledger" / "lock"):
                 continue  # it is being worked on
-            if read_study(entry.folder)[1].closed:
+            try:
+                closed = read_study(entry.folder)[1].closed
+            except IntramuralError as error:  # the others go on; to read it again would come to the same
+                runs.unwant(self.home, digest, (str(error), error.hint))
+                log.warning("study %s cannot go on: %s; %s", digest[:8], error, error.hint)
+                continue
+            if closed:
                 runs.unwant(self.home, digest)
                 log.info("study %s is closed", digest[:8])
                 continue

@@ -5,6 +5,7 @@ rest. Everything told here is read from the study's own ledger.
 """
 
 import contextlib
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from aggregator.service.superlink import Node, SuperLink
 from models.console import Report
 from models.errors import ConfigError, IntramuralError
 from models.ledger import disk
+
+log = logging.getLogger("intramural.service")
 
 _LOOK = 0.5  # seconds between two looks
 
@@ -41,7 +44,9 @@ def start(home: Home, folder: Path, *, survey: bool = False) -> None:
             f"{folder}: its orders are signed with another key than the service's, which hospitals would refuse",
             f"create the study with --service {home.folder}",
         )
-    if not history.closed:
+    if history.closed:
+        log.warning("%s: the study is over; nothing was run", folder)
+    else:
         runs.want(home, agreement.study, folder, survey=survey)
 
 
@@ -113,13 +118,21 @@ def status(home: Home) -> dict[str, Any]:
     return {
         "serving": serving,
         "hospitals": hospitals,
-        "studies": [_study(entry) for entry in runs.studies(home).values()],
+        "studies": [_study_or_problem(study, entry) for study, entry in runs.studies(home).items()],
     }
 
 
 def _at_work(folder: Path) -> bool:
     """Whether a process works on a study; one that is closed still takes leave of its hospitals."""
     return disk.is_locked(folder / "ledger" / "lock")
+
+
+def _study_or_problem(study: str, entry: Entry) -> dict[str, Any]:
+    try:
+        return _study(entry)
+    except IntramuralError as error:  # a folder that was moved or damaged hides none of the others
+        row = {"name": entry.folder.name, "study": study, "folder": str(entry.folder), "state": "unreadable"}
+        return {**row, "round": 0, "rounds": 0, "accepted": [], "refused": {}, "bytes": 0, "problem": str(error)}
 
 
 def _study(entry: Entry) -> dict[str, Any]:

@@ -60,15 +60,17 @@ def sweep(
         progress: Told how many rounds are over.
 
     Raises:
-        ConfigError: The sweep, its study, a hospital's path or an arm is wrong; or `out` holds runs of other plans.
+        ConfigError: The sweep, its study, a hospital's path or an arm is wrong; or `out` holds runs of other plans,
+            sites or faults.
     """
     settings = Sweep.load(source)
     plan = Plan.load(settings.study)
     metric: str = settings.metric or next((name for name in ("auc", "dice") if name in plan.metrics), plan.metrics[0])
     sites, faults = tuple(settings.found_sites()), tuple(settings.faults)
+    arms = read_arms(settings, source)
     runs = [
         Run(arm, seed, out / "runs" / arm.folder / f"seed-{seed}", sites, faults, settings.batched)
-        for arm in read_arms(settings, source)
+        for arm in arms
         for seed in settings.seeds
     ]
     if lacking := next((run for run in runs if metric not in run.plan.metrics), None):
@@ -86,7 +88,7 @@ def sweep(
     waiting = [run for run in runs if run.history() is None]
     carry_out_all(waiting, settings.processes, ended, progress)
     found = {run: history for run in runs if (history := run.history()) is not None}
-    compared = compare(found, metric, settings.target)
+    compared = compare(found, metric, settings.target, arms[0].label)
     files = table.write(out, table.rows(found))
     report = page(plan, compared, found, failed)
     contents = {"sweep.html": as_html(report).encode(), "sweep.md": as_markdown(report).encode()}

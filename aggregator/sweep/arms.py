@@ -76,6 +76,10 @@ def read_arms(sweep: Sweep, source: Path) -> list[Arm]:
                 "leave it out",
             )
         choices = {key: _alternatives(value, own.get(key)) for key, value in keys.items()}
+        if empty := [key for key, values in choices.items() if not values]:
+            raise ConfigError(
+                f"{source}: arms: number {number}: {empty[0]}: an empty list tries nothing", "give it a value"
+            )
         for values in itertools.product(*choices.values()):
             changes = dict(zip(choices, values, strict=True))
             told = changes if label is None else {key: changes[key] for key in choices if len(choices[key]) > 1}
@@ -98,9 +102,8 @@ def flat(table: Mapping[str, Any], before: str = "") -> dict[str, Any]:
 
 
 def _alternatives(value: Any, own: Any) -> Sequence[Any]:
-    if not isinstance(value, list) or (isinstance(own, list) and not all(isinstance(item, list) for item in value)):
-        return [value]
-    return value
+    of_lists = isinstance(value, list) and value and all(isinstance(item, list) for item in value)
+    return value if isinstance(value, list) and (of_lists or not isinstance(own, list)) else [value]
 
 
 def _changed(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,8 +24,8 @@ class Result:
         histories: Of its runs that are over, by seed.
         final: Mean of the last models, over seeds.
         worst: The same at the hospital that is served worst.
-        difference: To the first arm.
-        reached: Of each run, the round that reached the target; None where none did.
+        difference: To the first arm, if it is among the arms.
+        reached: Of each run, the round that reached the target, if there is one; None where none did.
     """
 
     label: str
@@ -35,11 +35,6 @@ class Result:
     difference: Difference | None
     reached: Sequence[int | None]
 
-    @property
-    def shared(self) -> float:
-        """Bytes of all hospitals together in a run, on average."""
-        return numbers.fmean(sum(round_.nbytes for round_ in one.rounds) for one in self.histories.values())
-
 
 @dataclass(frozen=True)
 class Comparison:
@@ -47,24 +42,27 @@ class Comparison:
 
     Attributes:
         metric: What is compared.
-        target: Of "rounds to target".
+        first: The sweep's first arm, with which the others are compared; it may not be among them.
+        target: Of "rounds to target"; None if it was to be what the first arm reached, and no run of that one told.
         hospitals: Everybody who told the metric of a last model.
         results: In the order of the sweep.
     """
 
     metric: str
-    target: float
+    first: str
+    target: float | None
     hospitals: Sequence[str]
     results: Sequence[Result]
 
 
-def compare(histories: Mapping[Run, History], metric: str, target: float | None) -> Comparison | None:
+def compare(histories: Mapping[Run, History], metric: str, target: float | None, first: str) -> Comparison | None:
     """Compare the runs that are over; None if none of them told the metric.
 
     Args:
         histories: What happened in each.
         metric: What is compared.
         target: Of "rounds to target"; the first arm's mean at the end by default.
+        first: Label of the sweep's first arm.
     """
     by_arm: dict[str, dict[int, History]] = {}
     for run, history in histories.items():
@@ -73,8 +71,9 @@ def compare(histories: Mapping[Run, History], metric: str, target: float | None)
     if not by_arm:
         return None
     finals = {label: {seed: _last(one, metric) for seed, one in each.items()} for label, each in by_arm.items()}
-    gaps = statistics.differences(finals)
-    target = numbers.fmean(next(iter(finals.values())).values()) if target is None else target
+    gaps = statistics.differences(finals) if first in finals else {}
+    if target is None and first in finals:
+        target = numbers.fmean(finals[first].values())
     results = [
         Result(
             label,
@@ -82,12 +81,12 @@ def compare(histories: Mapping[Run, History], metric: str, target: float | None)
             statistics.level(list(finals[label].values()), metric),
             statistics.level([statistics.worst(one.rounds[-1], metric) or 0.0 for one in each.values()], metric),
             gaps.get(label),
-            [statistics.reached(one, metric, target) for one in each.values()],
+            [] if target is None else [statistics.reached(one, metric, target) for one in each.values()],
         )
         for label, each in by_arm.items()
     ]
     hospitals = {name for one in histories.values() for name in statistics.measured(one.rounds[-1], metric)}
-    return Comparison(metric, target, sorted(hospitals), results)
+    return Comparison(metric, first, target, sorted(hospitals), results)
 
 
 def _last(history: History, metric: str) -> float:
@@ -109,7 +108,9 @@ def table(found: Comparison) -> tuple[Sequence[str], list[Sequence[Cell]]]:
                 str(one.worst),
                 f"{gap.mean.mean:+.3f}" + _ends(gap.mean) if gap else "",
                 "" if gap is None else _p(gap.corrected),
-                f"{numbers.median(known):g} ({len(known)} of {len(one.reached)})" if known else "not reached",
+                f"{numbers.median(known):g} ({len(known)} of {len(one.reached)})"
+                if known
+                else "not reached" * bool(one.reached),
             )
         )
     return columns, rows
@@ -179,5 +180,6 @@ def targets(found: Comparison) -> str:
     for one in found.results:
         known = [number for number in one.reached if number is not None]
         bars.append((float(numbers.median(known)), float(min(known)), float(max(known))) if known else None)
-    title = f"Rounds until the mean {found.metric} was {found.target:.3f}"
+    goal = "what the first arm reached" if found.target is None else f"{found.target:.3f}"
+    title = f"Rounds until the mean {found.metric} was {goal}"
     return drawing.groups(title, "rounds", [one.label for one in found.results], {"rounds": bars})

@@ -43,13 +43,19 @@ def _reading(found: Comparison) -> str:
     few = " With fewer than five seeds an interval is wide, and a test finds only large differences." * (
         min(counts) < 5
     )
+    tests = sum(one.difference is not None and one.difference.p is not None for one in found.results)
+    differences = (
+        f" Differences to {found.first} are taken seed by seed; p is of the paired t-test, two-sided, corrected by Holm"
+        f" for {tests} comparisons."
+        if any(one.label == found.first for one in found.results)
+        else f" No run of the first arm, {found.first}, is over that told the metric: nothing is compared with it."
+    )
+    target = "" if found.target is None else f" Target: {found.target:.3f}."
     return (
         f"{found.metric} ({better} is better) of the last model, as the mean over {len(found.hospitals)} hospitals,"
         " each counted alike, on their held-out patients. In brackets 95 % intervals of Student's t over seeds,"
-        " cut off at what the metric can be. Differences to"
-        f" {found.results[0].label} are taken seed by seed; p is of the paired t-test, two-sided, corrected by Holm"
-        f" for {len(found.results) - 1} comparisons. Target: {found.target:.3f}. A seed changes the first model and the"
-        f" order of images, not the patients: nothing here says how arms would compare on other patients.{few}"
+        f" cut off at what the metric can be.{differences}{target} A seed changes the first model and the order of"
+        f" images, not the patients: nothing here says how arms would compare on other patients.{few}"
     )
 
 

@@ -9,19 +9,21 @@ A ledger has one writer, so every run has hospitals of its own; their images, in
 hospitals that the sweep names, shared by all. A run that is over is not run again, and one that was killed goes on.
 """
 
+import contextlib
 import logging
 import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from glob import escape
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from aggregator.history import History, read_study
-from aggregator.simulation import Simulation, simulate
+from aggregator.simulation import Simulation, made_with, require_made_with, simulate
 from aggregator.sweep.arms import Arm
 from models.console import Report
 from models.errors import ConfigError, IntramuralError
@@ -66,7 +68,7 @@ class Run:
         """What happened, once it is over.
 
         Raises:
-            ConfigError: The folder holds a run of another plan.
+            ConfigError: The folder holds a run of another plan, or with other sites or faults.
         """
         if not (self.study / "agreement.json").is_file():
             return None
@@ -76,6 +78,7 @@ class Run:
                 f"{self.folder}: holds a run of another plan: the study or the sweep was changed since",
                 "sweep into another folder, or delete that run",
             )
+        require_made_with(self.folder, made_with(self.sites, self.faults, batched=self.batched))
         return history if history.closed else None
 
     @property
@@ -116,22 +119,41 @@ def carry_out_all(
     if not runs:
         return
     whole, before = sum(run.plan.rounds for run in runs), 0
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(processes, len(runs)), mp_context=context, initializer=_begin) as pool:
+
+    def look() -> None:
+        nonlocal before
+        if progress and (over := sum(run.rounds_done for run in runs)) != before:
+            progress("rounds", over, whole)
+            before = over
+
+    # A process that is killed takes its whole pool with it, and nobody says whose it was: then each goes on by itself.
+    for run in _carry_out(runs, min(processes, len(runs)), ended, look):
+        if _carry_out([run], 1, ended, look):
+            ended(run, "its process was killed (short of memory?)")
+
+
+def _carry_out(
+    runs: Sequence[Run], processes: int, ended: Callable[[Run, str], None], look: Callable[[], None]
+) -> list[Run]:
+    """Carry runs out in one pool of processes; those that were not over when one of its processes was killed."""
+    context, left = multiprocessing.get_context("spawn"), list(runs)
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=_begin) as pool:
         try:
             waiting = {pool.submit(_guarded, run): run for run in runs}
             while waiting:
                 done, _ = wait(waiting, timeout=_LOOK, return_when=FIRST_COMPLETED)
                 for future in done:
-                    ended(waiting.pop(future), future.result())
-                if progress and (over := sum(run.rounds_done for run in runs)) != before:
-                    progress("rounds", over, whole)
-                    before = over
+                    run = waiting.pop(future)
+                    with contextlib.suppress(BrokenProcessPool):
+                        ended(run, future.result())
+                        left.remove(run)
+                look()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():
                 process.terminate()
             raise
+    return left
 
 
 def _begin() -> None:

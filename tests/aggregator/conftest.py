@@ -337,7 +337,11 @@ class Toy:
 
     def run(self, **more: Any) -> Outcome:
         """Run the study to its end."""
-        return run(self.study, Hospitals(self.hospitals.values()), **more)
+        return run(self.study, self.grid(), **more)
+
+    def grid(self) -> Hospitals:
+        """The hospitals, as nodes of a grid."""
+        return Hospitals(self.hospitals.values())
 
     def run_one(self) -> History:
         """One more round, and no further."""

@@ -14,11 +14,10 @@ from models.errors import IntramuralError, LedgerError
 from models.exchange import wire
 from models.exchange.documents import Refusal
 from models.exchange.statement import Kind, Statement, receipt_bytes
-from models.ledger import Entry, Event, Ledger, Record, Signer, read
+from models.ledger import Entry, Event, Ledger, Signer, read
 
 Toy = Any  # of conftest.py
 SILO = "north"
-Lines = list[Record]
 
 
 def hub_key(folder: Path) -> Signer:

@@ -92,6 +92,18 @@ def test_a_sink_that_broke_at_the_end_gets_lines_twice_and_never_skips_one(ledge
     assert set(sink.lines) == set(range(1, 7))
 
 
+def test_patience_counts_the_time_that_attempts_take(ledger: Ledger, tmp_path: Path) -> None:
+    class Slow(Memory):
+        def take(self, facts: Sequence[Fact]) -> None:
+            time.sleep(0.06)
+            super().take(facts)
+
+    sink = Slow(fails=100)
+    with pytest.raises(IntramuralError, match="did not take line 1"):
+        forward(ledger.folder, sink, tmp_path / "cursor", patience=0.1, pause=0.001)
+    assert sink.fails >= 98
+
+
 def test_patience_ends_with_what_to_do_and_without_a_step_of_the_cursor(ledger: Ledger, tmp_path: Path) -> None:
     sink = Memory(fails=10**6)
     before = (ledger.folder / "ledger.jsonl").read_bytes()

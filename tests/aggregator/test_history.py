@@ -8,10 +8,12 @@ from typing import Any, NoReturn
 import pytest
 
 from aggregator.history import Round, read_history, write_metrics
+from aggregator.report.account import account
+from aggregator.rounds import survey
 from models.exchange import wire
 from models.exchange.documents import Refusal
 from models.exchange.spec import load_vector, vector_digest
-from models.exchange.statement import Kind
+from models.exchange.statement import Kind, Statement
 from models.ledger import Event, Verifier, read
 
 Toy = Any  # of conftest.py
@@ -52,14 +54,19 @@ def test_a_metric_that_nobody_told_has_no_mean() -> None:
     assert only_one.mean("auc") == 0.75
 
 
-def test_the_bytes_of_a_round_are_those_of_its_replies(toy: Make) -> None:
+def test_the_bytes_of_a_round_are_those_of_its_replies_and_add_up_to_the_reports(toy: Make) -> None:
     world = toy(rounds=2)
+    survey(world.study, type(world).run.__globals__["Hospitals"](world.hospitals.values()))
     history = world.run().history
-    for item in history.rounds[1:]:
-        replies = [hospital.outbox[item.number - 1] for hospital in world.hospitals.values()]
+    sent = [envelope for hospital in world.hospitals.values() for envelope in hospital.outbox]
+    for (
+        item
+    ) in history.rounds:  # a survey, two updates, and with the last one the last model's metrics and the farewell
+        replies = [envelope for envelope in sent if Statement.decode(envelope.statement).round == item.number]
+        assert len(replies) == (4, 4, 12)[item.number]
         assert item.nbytes == sum(reply.nbytes for reply in replies)
-        assert item.nbytes > 4 * replies[0].vector.nbytes
-    assert history.rounds[0].nbytes == 0
+    (told,) = account(read(world.study.folder / "ledger")).studies
+    assert told.bytes_per_round() == [(item.number, item.nbytes) for item in history.rounds]
 
 
 def test_a_refusal_is_told_once_and_forgotten_when_the_round_is_done_again(toy: Make) -> None:

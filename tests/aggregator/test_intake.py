@@ -15,7 +15,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, MetricRecord, Reco
 
 from aggregator import intake, visits
 from aggregator.intake import MAX_EXAMPLES, Asked
-from models.errors import IntramuralError, NotAppended
+from models.errors import IntramuralError, NotAppended, NotWitnessed
 from models.exchange import wire
 from models.exchange.channel import Channel, Received
 from models.exchange.documents import Closing, Examples, Order, Refusal
@@ -461,6 +461,18 @@ def test_a_refusal_is_a_word_and_no_fault(toy: Callable[..., Toy]) -> None:
     assert [line["code"] for line in world.lines(Event.REFUSAL_RECEIVED)] == ["too-few-patients"]
     assert world.lines(Event.REPLY_REJECTED) == []
     assert outcome.history.rounds[2].refused == {"north": "too-few-patients"}
+
+
+@pytest.mark.parametrize("round_", [1, 2])
+def test_a_hospital_that_says_it_lacks_witnesses_is_asked_again_but_for_its_first_order_which_has_no_past(
+    toy: Callable[..., Toy], round_: int
+) -> None:
+    world = toy(rounds=2)
+    refuse = Refusal(code=NotWitnessed.code)
+    world.poison("west", lambda h, o, a: pack(h.offer(o, Kind.REFUSAL, refuse, None, answers=a)), round_)
+    outcome = world.run()
+    assert len(world.lines(Event.REFUSAL_RECEIVED, round_)) == round_
+    assert [sorted(item.refused) == ["west"] for item in outcome.history.rounds[1:]] == [round_ == 1, round_ == 2]
 
 
 def test_an_update_that_could_not_be_written_down_is_not_used(

@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from aggregator.agreement import read_agreement
 from aggregator.audit import Proof, as_json, check, prove, reconcile
 from aggregator.audit.proofs import load
 from aggregator.audit_cli import main
@@ -327,6 +329,32 @@ def test_a_hospital_writes_a_file_and_a_third_person_checks_it(
 def test_what_a_ledger_does_not_have_cannot_be_asked_for(finished: Path, asked: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         prove(finished / "toy" / "ledger", **asked)
+
+
+def test_of_several_studies_or_peers_each_is_named_as_it_can_be_asked_for(
+    finished: Path, toy: Callable[..., Toy], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"--peer is missing: the ledger has several peers") as caught:
+        prove(finished / "toy" / "ledger")
+    assert caught.value.hint == "give one of east, north, south, west"
+    world = toy(rounds=1)
+    world.run()
+    first = read_agreement(world.folder / "toy").study
+    shutil.copytree(world.folder / "toy", tmp_path / "before")
+    world.close()
+    shutil.rmtree(world.folder / "toy")
+    again = type(world).create(world.folder, rounds=2)  # the same hospitals in another study of the same name
+    again.run()
+    again.close()
+    second, ledger = read_agreement(world.folder / "toy").study, world.folder / SILO
+    with pytest.raises(ConfigError, match=r"--study is missing: the ledger has several studies") as caught:
+        prove(ledger)
+    names = sorted(f"toy@{study[:16]}" for study in (first, second))
+    assert caught.value.hint == f"give one of {', '.join(names)}"
+    assert {prove(ledger, name).study for name in names} == {first, second}
+    assert prove(ledger, f"toy@{first}").study == first
+    with pytest.raises(ConfigError, match="study toy: the ledger has several of that"):
+        prove(ledger, "toy")
 
 
 def test_a_ledger_that_is_not_what_was_signed_proves_nothing(finished: Path, tmp_path: Path) -> None:

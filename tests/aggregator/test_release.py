@@ -18,6 +18,7 @@ from aggregator.audit.origin import AGREEMENT, MODEL, PROOF
 from aggregator.audit.proving import prove_model
 from aggregator.audit_cli import main as audit
 from aggregator.cli import main as aggregator
+from aggregator.exports.fact import facts
 from aggregator.release import papers, release
 from aggregator.release.bundle import INFERENCE, metadata
 from aggregator.release.bundle import as_json as written
@@ -158,6 +159,30 @@ def test_a_hospital_that_refused_and_one_that_was_void_are_told_too(toy: Callabl
     assert "1 rounds were void" in (tmp_path / "out" / "docs" / "README.md").read_text()
 
 
+def test_an_update_that_krum_did_not_take_is_nowhere_said_to_have_gone_in(
+    toy: Callable[..., Toy], tmp_path: Path
+) -> None:
+    names = ("aarau", "east", "north", "south", "west")
+    made = toy(rounds=1, min_silos=5, strategy='name = "krum"\nmalicious = 1\nselect = 2', names=names)
+    assert made.run().history.rounds[1].accepted == list(names)
+    made.close()
+    folder = made.folder / "toy"
+    opened = read(folder / "ledger")
+    (fact,) = [fact for fact in facts(opened) if fact.record.event == Event.AGGREGATED]
+    selected = fact.record.body["selected"]
+    assert len(selected) == 2
+    assert fact.details["selected"] == ", ".join(selected)
+    with pytest.raises(ConfigError, match="aarau, east, north, south, west were told exactly"):  # the proof repeats all
+        release(folder, tmp_path / "out")
+    told = release(folder, tmp_path / "out", exact_counts=True)
+    assert [name for name, hospital in told.hospitals.items() if hospital.rounds] == selected
+    assert [name for name, hospital in told.hospitals.items() if hospital.filters] == selected
+    found = check_model(tmp_path / "out")
+    assert (found.problems, found.inputs) == ([], selected)
+    row = f"| {', '.join(selected)} | {told.model} |"
+    assert row in as_markdown(report(folder / "ledger"))
+
+
 def test_the_report_of_the_ledger_tells_of_the_release(study: Path, out: Path) -> None:
     text = as_markdown(report(study / "ledger"))
     assert "model that was released" in text
@@ -184,6 +209,18 @@ def test_what_is_there_is_not_overwritten_and_a_second_folder_holds_the_same(
     assert len(released(study)) == 2
     assert check_model(tmp_path / "again").ok
     assert check_model(out).ok
+
+
+@pytest.mark.parametrize("way", ["current", "link"])
+def test_an_empty_folder_becomes_the_release_whatever_it_is_called_by(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    monkeypatch.chdir(tmp_path / ("empty" if way == "current" else "."))
+    release(Path(os.path.relpath(study)), Path("." if way == "current" else "link"), exact_counts=True)
+    assert check_model(tmp_path / "empty").problems == []
+    assert len(released(study)) == 1
 
 
 def test_a_study_that_is_not_closed_releases_nothing(begun: Toy, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from aggregator.audit.replay import replay
 from aggregator.audit_cli import main
+from aggregator.rounds import survey
 from models.errors import ConfigError, DataError, DigestMismatch, LedgerError
 from models.exchange import wire
 from models.exchange.documents import Refusal
@@ -71,6 +72,15 @@ def test_a_round_that_was_void_and_a_silo_that_refused_are_no_hindrance(toy: Cal
     assert (found.problems, [m.round for m in found.models]) == ([], [1, 3])
 
 
+def test_a_survey_before_the_study_is_no_hindrance(toy: Callable[..., Toy]) -> None:
+    made = toy(rounds=1, keep_updates=True)
+    survey(made.study, type(made).run.__globals__["Hospitals"](made.hospitals.values()))
+    made.run()
+    made.close()
+    found = replay(made.folder / "toy")
+    assert (found.problems, found.orders) == ([], 16)  # four hospitals: survey, round, last measurement, farewell
+
+
 def test_a_study_that_kept_nothing_cannot_be_replayed_and_says_so(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -110,7 +120,6 @@ def test_a_first_model_that_was_changed_on_disk_is_found(kept: Path) -> None:
 
 
 Edit = Callable[[dict[str, Any]], dict[str, Any]]
-FIRST = {"digest": "ab" * 32}
 
 
 def inputs(**change: Any) -> Edit:

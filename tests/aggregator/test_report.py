@@ -297,6 +297,8 @@ def test_the_accounting_of_disclosures_answers_what_164_528_asks(finished: Path,
     assert said["Date of the first disclosure"] == first.ts
     assert said["Date of the last disclosure"] == final.ts
     assert number(said["Number of disclosures in the period"]) == len(lines(folder, event)) + len(lines(folder, last))
+    times = 4 if side == "north" else 16  # of each hospital three updates, and the last model's metrics
+    assert said["How often"].startswith(f"{times} times, in 3 of 3 planned rounds")
     assert said["Purpose"] == "Test."
     assert said["Recipient, as the ledger names it"].startswith("aggregator (key aggregator+")
     assert "images of modality MR" in said["Type of protected health information"]

@@ -8,18 +8,27 @@ from typing import Any
 
 import numpy as np
 import pytest
+from flwr.app import Context, RecordDict
 
-from aggregator import visits
+from aggregator import app, visits
+from aggregator.audit import reconcile, verify
+from aggregator.history import History, read_study
 from aggregator.rounds import run
+from aggregator.service import runs
+from aggregator.service.home import Home
+from aggregator.service.superlink import SERVICE
 from aggregator.study import Study
 from models.errors import ConfigError, IntramuralError, Locked, Malformed, SpecMismatch
-from models.exchange.documents import Agreement
+from models.exchange import wire
+from models.exchange.documents import Agreement, Refusal
 from models.exchange.spec import Spec, load_vector, save_vector, tensor_digests, update_digest, vector_digest
+from models.exchange.statement import Kind
 from models.ledger import Entry, Event, Ledger, Signer, read
 from models.ledger.canonical import canonical
 
 Toy = Any  # of conftest.py
 Make = Callable[..., Toy]
+NAMES = ("east", "north", "south", "west")
 
 
 @pytest.fixture
@@ -87,6 +96,18 @@ def test_an_empty_folder_can_become_a_study(parts: tuple[Path, Path, Path], tmp_
     plan, initial, _ = parts
     (tmp_path / "empty").mkdir()
     with Study.create(plan, tmp_path / "empty", initial) as study:
+        assert study.position.round == 0
+
+
+def test_the_current_folder_can_become_a_study(
+    parts: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, initial, _ = parts
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with Study.create(plan, ".", initial) as study:
+        assert study.folder == tmp_path / "empty"
+    with Study.open(tmp_path / "empty") as study:
         assert study.position.round == 0
 
 
@@ -313,13 +334,17 @@ def test_a_study_that_dies_again_and_again_ends_with_the_same_model(toy: Make, m
         world.close()
 
 
-def test_a_study_that_is_over_gives_its_outcome_again_and_asks_nobody(toy: Make) -> None:
+def test_a_study_that_is_over_gives_its_outcome_again_and_asks_nobody(
+    toy: Make, caplog: pytest.LogCaptureFixture
+) -> None:
     world = toy(rounds=1)
     outcome = world.run()
     size = len(world.study.ledger.records)
     for hospital in world.hospitals.values():
         hospital.answer = lambda message: pytest.fail("it was asked")
+    assert "nothing was run" not in caplog.text
     assert world.run() == outcome
+    assert f"{world.study.folder}: the study is over; nothing was run" in caplog.text
     assert len(world.study.ledger.records) == size
 
 
@@ -354,6 +379,24 @@ def test_a_grid_with_an_impostor_starts_nothing(begun: Toy) -> None:
     with pytest.raises(ConfigError, match="west: has another key"):
         run(begun.study, grid)
     assert len(begun.study.ledger.records) == size
+
+
+def test_a_hospital_that_comes_back_under_another_key_takes_no_part_and_the_others_go_on(
+    toy: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = toy(rounds=2)
+    grid = type(world).run.__globals__["Hospitals"](world.hospitals.values())
+    old = next(node for node, verifier in grid.roster.items() if verifier.name == "west")
+
+    def readmit(_: History) -> None:
+        if old in grid.roster:
+            grid.hospitals[99] = grid.hospitals.pop(old)
+            grid.roster[99] = Signer.from_seed(grid.roster.pop(old).name, b"n" * 32).verifier
+
+    outcome = run(world.study, grid, on_round=readmit)
+    assert [item.accepted for item in outcome.history.rounds[1:]] == [list(world.names), ["east", "north", "south"]]
+    assert outcome.history.closed
+    assert caplog.text.count("west takes no part: west: has another key") == 1
 
 
 def test_a_study_with_fewer_silos_than_it_needs_does_not_begin(toy: Make) -> None:
@@ -446,3 +489,69 @@ def test_what_was_just_written_is_not_hashed_again_until_somebody_touches_it(
     path.write_bytes(content)  # in place
     assert not study.has_update(2, "north", digest)
     assert len(hashed) == 2
+
+
+def refuse(code: str) -> Any:
+    return lambda h, o, a: wire.pack(h.offer(o, Kind.REFUSAL, Refusal(code=code), None, answers=a))
+
+
+def test_a_study_that_no_hospital_has_approved_stops_and_can_be_run_once_they_have(toy: Make) -> None:
+    world = toy(rounds=1)
+    codes = ["study-not-approved", "study-changed", "study-revoked", "study-changed"]
+    for name, code in zip(world.hospitals, codes, strict=True):
+        world.poison(name, refuse(code), round_=1)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="every hospital refuses: east: study-not-approved, north: ") as caught:
+            world.run()
+        assert f"approve SITE.toml {world.study.folder / 'agreement.json'}" in caught.value.hint
+        assert not world.study.position.closed
+    world = world.reopen()  # its hospitals are no longer told to refuse
+    try:
+        outcome = world.run()
+        assert [item.accepted for item in outcome.history.rounds] == [[], list(NAMES)]
+        assert outcome.history.closed
+        assert not outcome.history.rounds[1].refused
+        assert verify(world.study.folder / "ledger").ok
+        assert all(reconcile(world.study.folder / "ledger", world.folder / name).ok for name in NAMES)
+    finally:
+        world.close()
+
+
+@pytest.mark.parametrize("code", ["too-few-patients", "silence"])
+def test_a_study_that_one_hospital_does_not_refuse_for_itself_goes_on(
+    toy: Make, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    for wait in ("POLL", "_LEAVE"):
+        monkeypatch.setattr(visits, wait, 0.001)
+    world = toy(rounds=1, deadline=0.05)
+    for name in world.hospitals:
+        world.poison(name, refuse("study-changed"), round_=1)
+    if code == "silence":
+        world.hospitals["west"].silent = True
+    else:
+        world.poison("west", refuse(code), round_=1)
+    assert world.run().history.rounds[1].void
+
+
+def test_a_study_of_a_service_that_no_hospital_has_approved_is_taken_off_its_list(
+    toy: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, world = Home.create(tmp_path / "home", "localhost:8443"), toy(rounds=1)
+    for name in world.hospitals:
+        world.poison(name, refuse("study-changed"), round_=1)
+    runs.want(home, world.study.digest, world.study.folder)
+    world.study.close()
+    monkeypatch.setenv(SERVICE, str(home.folder))
+    monkeypatch.setattr(app, "NetworkGrid", lambda grid, roster: world.grid())
+    context = Context(1, 1, {}, RecordDict(), {app.STUDY: world.study.digest})
+    with pytest.raises(ConfigError, match="every hospital refuses"):
+        app.main(None, context)
+    assert runs.wanted(home) == {}
+    problem = runs.studies(home)[world.study.digest].problem
+    assert problem is not None
+    assert "every hospital refuses: east: study-changed, " in problem[0]
+    runs.want(home, world.study.digest, world.study.folder)  # as `run` does
+    for name in world.hospitals:
+        world.poison(name, refuse("study-changed"), round_=2)  # they have approved it
+    app.main(None, context)
+    assert read_study(world.study.folder)[1].closed

@@ -54,6 +54,14 @@ def test_a_survey_that_is_not_in_order_is_rejected_with_a_code(
     assert not any(PATIENT in str(record.body) for record in study.study.ledger.records)
 
 
+def test_a_hospital_that_refuses_a_survey_for_want_of_witnesses_is_heard(toy: Callable[..., Toy]) -> None:
+    study = toy()
+    study.hospitals["north"].told, study.hospitals["north"].told_as = {"v": 1, "code": "not-witnessed"}, Kind.REFUSAL
+    answers = ask(study)
+    assert answers["north"] == "not-witnessed"
+    assert isinstance(answers["east"], Survey)
+
+
 def test_a_hospital_that_answers_with_something_else_is_rejected(toy: Callable[..., Toy]) -> None:
     study = toy(deadline=0.5)
     study.hospitals["north"].told_as = Kind.CLOSING

@@ -4,10 +4,13 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from aggregator.service import runs, serve
+from aggregator.cli import main as command
+from aggregator.history import read_study
+from aggregator.service import admission, runs, serve, studies
 from aggregator.service.home import Home
 from aggregator.service.superlink import Node
 from models.errors import Locked
@@ -126,6 +129,19 @@ def test_a_hospital_that_comes_back_with_another_key_is_another_node(
     assert list(link.known.values()) == ["new"]
 
 
+def test_a_hospital_that_is_dismissed_and_back_before_the_next_look_gets_a_node(
+    home: Home, link: Link, keeper: "serve._Keeper"
+) -> None:
+    let_in(home, "north", "key-n")
+    keeper.keep_nodes()
+    admission.dismiss(home, "north")
+    let_in(home, "north", "key-n")
+    keeper.keep_nodes()
+    keeper.keep_nodes()
+    assert link.told == ["register north", "unregister", "register north"]
+    assert list(link.known) == list(home.nodes().values())
+
+
 @pytest.fixture
 def study(tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A study that is to run; nobody has looked at its ledger's lock yet."""
@@ -182,6 +198,40 @@ def test_a_closed_study_is_taken_off_the_list(
     keeper.keep_studies()
     assert link.told == []
     assert runs.wanted(home) == {}
+
+
+def test_a_study_that_is_over_is_not_put_on_the_list_and_says_so(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    over = SimpleNamespace(coordinator_key=home.signer.vkey, study=STUDY), SimpleNamespace(closed=True)
+    monkeypatch.setattr(studies, "require_service", lambda _: None)
+    monkeypatch.setattr(studies, "read_study", lambda _: over)
+    studies.start(home, tmp_path / "toy")
+    assert f"{tmp_path / 'toy'}: the study is over; nothing was run" in caplog.text
+    assert runs.wanted(home) == {}
+
+
+def test_a_study_that_cannot_be_read_stops_none_of_the_others_and_hides_none(
+    home: Home, link: Link, keeper: "serve._Keeper", finished: Path, tmp_path: Path
+) -> None:
+    moved, broken, over = "00" * 32, "11" * 32, read_study(finished / "toy")[0].study
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "agreement.json").write_bytes(b"{}")
+    runs.want(home, moved, tmp_path / "moved")
+    runs.want(home, broken, tmp_path / "broken")
+    runs.want(home, over, finished / "toy")
+    keeper.keep_studies()
+    assert runs.wanted(home) == {}  # the two that cannot go on, and the one that is over
+    rows = {row["study"]: row for row in studies.status(home)["studies"]}
+    assert {study: row["state"] for study, row in rows.items()} == {
+        moved: "unreadable",
+        broken: "unreadable",
+        over: "closed",
+    }
+    assert "moved: is no study folder" in rows[moved]["problem"]
+    assert str(tmp_path / "broken" / "agreement.json") in rows[broken]["problem"]
+    assert runs.studies(home)[broken].problem == (rows[broken]["problem"], "restore it from ledger/manifests")
+    assert command(["status", str(home.folder)]) == 0
 
 
 def test_one_folder_has_one_service(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,6 +60,13 @@ def test_a_list_is_one_value_where_the_study_has_a_list(read: Read) -> None:
     assert len(read("[[arms]]\ntask.size = [[32, 32], [48, 48]]")) == 2
 
 
+def test_an_empty_list_is_a_value_where_the_study_has_a_list_and_a_mistake_elsewhere(read: Read) -> None:
+    with pytest.raises(ConfigError, match=r"sweep\.toml: arms: number 1 \(metrics=\[\]\): metrics: "):
+        read("[[arms]]\nmetrics = []")
+    with pytest.raises(ConfigError, match=r"sweep\.toml: arms: number 2: strategy\.mu: an empty list tries nothing"):
+        read("[[arms]]\nrounds = 2\n[[arms]]\nstrategy.mu = []")
+
+
 def test_another_strategy_does_not_inherit_parameters(read: Read) -> None:
     (arm,) = read('[[arms]]\nstrategy.name = "fedadam"\nstrategy.eta = 0.05')
     assert plan(arm).strategy.parameters == {"eta": 0.05, "tau": 1e-3, "beta_1": 0.9, "beta_2": 0.99}

@@ -1,5 +1,6 @@
 """The arithmetic of a comparison, against SciPy and against published numbers."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,14 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from aggregator.history import History, Round
-from aggregator.sweep import statistics
+from aggregator.sweep import comparison, statistics
+from aggregator.sweep.arms import Arm
+from aggregator.sweep.page import page
+from aggregator.sweep.running import Run
+from models.page import as_markdown
+from models.plan import Plan
 
+PLAN = Plan.load(Path(__file__).parents[3] / "configs" / "study.toml")
 VALUES = st.lists(st.floats(0, 1), min_size=3, max_size=9)
 
 
@@ -73,3 +80,34 @@ def test_an_interval_ends_where_the_metric_does() -> None:
     assert statistics.level([0.9, 1.0], "auc").high == 1.0
     assert statistics.level([0.1, 3.0], "loss").low == 0.0
     assert statistics.level([0.1, 3.0], "loss").high > 3.0
+
+
+def compared(told: dict[str, list[float]], first: str, target: float | None = None) -> comparison.Comparison:
+    """A comparison of arms, each with the values of its seeds."""
+    histories = {
+        Run(Arm(label, {}, {}), seed, Path(), ()): History(PLAN, [round_(0, north=value)])
+        for label, values in told.items()
+        for seed, value in enumerate(values)
+    }
+    found = comparison.compare(histories, "auc", target, first)
+    assert found is not None
+    return found
+
+
+def reading(found: comparison.Comparison) -> str:
+    return as_markdown(page(PLAN, found, {}, {}))
+
+
+def test_without_a_run_of_the_first_arm_nothing_is_compared_with_another_one() -> None:
+    found = compared({"b": [0.7, 0.8], "c": [0.6, 0.9]}, first="a")
+    assert [one.difference for one in found.results] == [None, None]
+    assert (found.target, [row[4:] for row in comparison.table(found)[1]]) == (None, [("", "", "")] * 2)
+    assert "No run of the first arm, a, is over" in reading(found)
+    given = compared({"b": [0.7, 0.8]}, first="a", target=0.75)
+    assert [one.reached for one in given.results] == [[None, 0]]
+    assert "Target: 0.750." in reading(given)
+
+
+def test_the_page_counts_the_comparisons_that_were_corrected() -> None:
+    found = compared({"a": [0.5, 0.6, 0.7], "b": [0.6, 0.8, 0.7], "c": [0.9], "d": [0.6, 0.7, 0.9]}, first="a")
+    assert "corrected by Holm for 2 comparisons" in reading(found)
