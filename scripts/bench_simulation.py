@@ -28,6 +28,7 @@ import argparse
 import importlib.metadata
 import logging
 import multiprocessing
+import os
 import platform
 import re
 import resource
@@ -470,7 +471,8 @@ def main() -> int:
         if options.only in (None, "batched"):
             tables.append(bench_batched(work, options.rounds, options.turns))
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "monai", "flwr", "numpy"))
-    print(where := f"Python {platform.python_version()}, {versions}")
+    turns = f"{options.turns} turns of either side; {os.cpu_count()} cores"
+    print(where := f"{turns}; Python {platform.python_version()}, {versions}")
     if options.out:
         options.out.write_text(
             f"# What a simulation costs\n\n`scripts/bench_simulation.py`; {where}.\n\n" + "\n".join(tables)

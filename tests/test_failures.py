@@ -1,24 +1,14 @@
-"""What a study survives. The whole table is written by scripts/failures.py; the cheapest of it is tried here."""
+"""What a study survives. The whole table is written by scripts/failures.py; what needs no process of its own is tried
+here."""
 
-import importlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from flwr.app import Error, Message
 
 from aggregator import LocalGrid, Study, run, visits
 from models.ledger import Event
-
-SCRIPTS = Path(__file__).parent.parent / "scripts"
-
-
-@pytest.fixture
-def failures(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    return importlib.import_module("failures")
 
 
 class Restless(LocalGrid):

@@ -92,10 +92,7 @@ def test_the_example_study_explains_every_key_of_a_plan() -> None:
     assert {key for key in keys if not re.search(rf"\b{key}\b", text)} == set()
 
 
-@pytest.mark.parametrize(
-    "script",
-    ["demo", "lgg", "lgg_segmentation", "bench_simulation", "federation", "failures", "bench_network", "compare"],
-)
+@pytest.mark.parametrize("script", sorted(path.stem for path in (ROOT / "scripts").glob("*.py")))
 def test_every_script_says_what_it_does(script: str) -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "scripts" / f"{script}.py"), "--help"], capture_output=True, text=True, check=False
