@@ -435,7 +435,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                         reproduce(dataset, percent, method, seed, options.rounds, options.work, report)
     kept = [json.loads(path.read_text()) for path in sorted(options.work.glob("*.json"))]
     runs = [Run(**{key: item[key] for key in Run.__dataclass_fields__}) for item in kept]
-    print(write(options.results, [item for item in runs if item.rounds == options.rounds]), end="")
+    wanted = [item for item in runs if item.rounds == options.rounds and item.seed < options.seeds]
+    print(write(options.results, wanted), end="")
     return OK
 
 

@@ -212,9 +212,9 @@ def _join(lower: _Bytes, higher: _Bytes, out: Vector) -> None:
         bits <<= 16
 
 
-def _range(part: Vector) -> float:
-    """From the smallest to the largest number, 0 included."""
-    return max(float(part.max()), 0.0) - min(float(part.min()), 0.0)
+def _ends(part: Vector) -> tuple[float, float]:
+    """The smallest and the largest number, 0 included."""
+    return min(float(part.min()), 0.0), max(float(part.max()), 0.0)
 
 
 def _step(part: Vector) -> np.float32:
@@ -223,7 +223,8 @@ def _step(part: Vector) -> np.float32:
     It is cut to bfloat16's eight bits, so that a multiple of it is exact in float32, and it can be found again from its
     multiples. Below the smallest normal number (1e-38) there are no eight bits, and it is 0.
     """
-    step = np.array([_range(part) / _STEPS], np.float32)
+    low, high = _ends(part)
+    step = np.array([(high - low) / _STEPS], np.float32)
     if step[0] < np.finfo(np.float32).tiny:
         return np.float32(0)
     return np.float32((step.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)[0])
@@ -235,13 +236,14 @@ def _step_of(part: Vector) -> np.float32:
     Raises:
         ValueError: There is none.
     """
-    width, end = _range(part), max(float(part.max()), 0.0)
+    low, high = _ends(part)
+    width = high - low
     if width == 0:
         return np.float32(0)
     for count in (_STEPS, _STEPS + 1, _STEPS - 1):  # both ends were rounded
         step = np.float32(width / count)
         # 51 steps may be as wide as 50 of another size, of which the upper end is then no multiple.
-        if float(step) * count == width and not step.view(np.uint32) & 0xFFFF and end % float(step) == 0:
+        if float(step) * count == width and not step.view(np.uint32) & 0xFFFF and high % float(step) == 0:
             return step
     raise ValueError("the vector has other numbers than its encoding")
 
