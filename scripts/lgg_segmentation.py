@@ -52,7 +52,7 @@ from silos.visit import load_data
 
 FEDERATED = {
     "fedavg": 'name = "fedavg"',
-    "fedprox": 'name = "fedprox"\nmu = 0.001',
+    "fedprox": 'name = "fedprox"\nmu = {mu}',
     "fedbn": 'name = "fedavg"\nlocal_norm = true',
     "fedbn-prox": 'name = "fedprox"\nmu = 0.001\nlocal_norm = true',
 }
@@ -126,12 +126,14 @@ TASKS = {
         "network": 'channels = [8, 16, 32, 64], num_res_units = 1, norm = "batch"',
         "decay": 0.978,
         "rounds": 90,
+        "mu": 0.001,
     },
     3: {
         "task": "dimensions = 3\nspacing = [5.0, 5.0, 5.0]\npatch = [48, 48, 8]",
         "network": 'channels = [8, 16, 32, 64], num_res_units = 1, norm = "instance"',
-        "decay": 0.93,
-        "rounds": 30,
+        "decay": 0.965,
+        "rounds": 60,
+        "mu": 0.0001,
     },
 }
 
@@ -196,7 +198,7 @@ def write_plan(options: argparse.Namespace, trial: Trial, arm: str) -> Path:
     keys: dict[str, Any] = {**TASKS[trial.dimensions], "epochs": options.epochs, "silos": len(TRAINING)}
     if options.rounds:
         keys["rounds"] = options.rounds
-    strategy = FEDERATED.get(arm, FEDERATED["fedavg"])
+    strategy = FEDERATED.get(arm, FEDERATED["fedavg"]).format(**keys)
     path.write_text(PLAN.format(name=trial.study(arm), seed=trial.seed, strategy=strategy, **keys))
     return path
 
@@ -382,7 +384,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("scripts/results"), help="default: scripts/results")
     parser.add_argument("--dimensions", type=int, nargs="+", default=[2, 3], choices=[2, 3])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
-    parser.add_argument("--rounds", type=int, help="default: 90 of slices, 30 of volumes")
+    parser.add_argument("--rounds", type=int, help="default: 90 of slices, 60 of volumes")
     parser.add_argument("--epochs", type=int, default=1, help="local epochs in a round (default: 1)")
     parser.add_argument("--workers", type=int, default=2, help="trials at the same time (default: 2)")
     parser.add_argument("--only-write", action="store_true", help="train nothing; write what is finished")
