@@ -64,8 +64,6 @@ def verify(folder: Path | str, verifier: Verifier | None = None) -> Verdict:
     """
     folder = Path(folder)
     try:
-        if folder.is_file():
-            raise LedgerError(f"{folder}: is a file, not a ledger's folder", "give the ledger's folder")
         opened = read(folder, verifier)
     except (IntramuralError, OSError) as error:
         problem = "; ".join(filter(None, (str(error), getattr(error, "hint", ""))))

@@ -229,5 +229,7 @@ def _told(path: Path) -> Iterator[None]:
         if (folder / LINES).exists() or (folder / CHECKPOINT).exists():
             raise rewritten(path, "is missing") from None
         raise LedgerError(f"{folder}: there is no ledger here", "give the ledger's folder") from None
+    except NotADirectoryError:
+        raise LedgerError(f"{path.parent}: is a file, not a ledger's folder", "give the ledger's folder") from None
     except OSError as error:
         raise LedgerError(f"{path}: {error.strerror}", "see that this user may read the folder") from error
