@@ -232,6 +232,23 @@ def search() -> Callable[[Iterable[str], Iterable[bytes]], set[str]]:
     return leaks
 
 
+@pytest.fixture(scope="session")
+def shut() -> Callable[..., None]:
+    """Folders that nobody can look into; their permissions would not keep root out."""
+
+    def close(patch: pytest.MonkeyPatch, *folders: Path) -> None:
+        real = os.scandir
+
+        def deny(path: str | Path = ".") -> object:
+            if Path(path) in folders:
+                raise PermissionError(13, "Permission denied")
+            return real(path)
+
+        patch.setattr(os, "scandir", deny)
+
+    return close
+
+
 @pytest.fixture
 def lgg() -> Path:
     """Real brain MR of five hospitals, where it is at hand."""

@@ -266,19 +266,12 @@ def test_a_work_folder_that_is_a_file_or_cannot_be_made_names_its_key(
 
 
 def test_a_scan_says_which_folder_could_not_be_opened(
-    north: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    north: Path, shut: Callable[..., None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert silo(["scan", str(north)]) == 0
     assert "could not be opened" not in capsys.readouterr().out
     closed = min((north.parent / "dicom").iterdir())
-    real = os.scandir
-
-    def deny(path: str | Path = ".") -> object:
-        if Path(path) == closed:
-            raise PermissionError(13, "Permission denied")
-        return real(path)
-
-    monkeypatch.setattr(os, "scandir", deny)
+    shut(monkeypatch, closed)
     assert silo(["scan", str(north)]) == 0
     told = f"{closed}: Permission denied"
     assert f"folders that could not be opened: 1; the first is {told}" in capsys.readouterr().out

@@ -159,17 +159,12 @@ def test_a_work_folder_that_is_a_file_is_a_problem_and_ends_nothing(look: Look, 
     assert wrong == {"disk": told, "images and labels": told}
 
 
-def test_a_folder_that_cannot_be_opened_is_named(look: Look, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_opened_is_named(
+    look: Look, tmp_path: Path, shut: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     look()  # writes the hospital
     closed = sorted((tmp_path / "north" / "dicom").iterdir())[0]
-    real = os.scandir
-
-    def deny(path: str | Path = ".") -> object:
-        if Path(path) == closed:
-            raise PermissionError(13, "Permission denied")
-        return real(path)
-
-    monkeypatch.setattr(os, "scandir", deny)
+    shut(monkeypatch, closed)
     findings = look()
     assert findings["images and labels"].ok
     finding = findings["folders"]

@@ -378,23 +378,15 @@ def test_links_are_followed_once_and_only_regular_files_are_opened(make: Make, r
 
 
 def test_folders_that_cannot_be_opened_are_named_until_they_can(
-    make: Make, root: Path, index: Path, monkeypatch: pytest.MonkeyPatch
+    make: Make, root: Path, index: Path, shut: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("shut/1", "open/2", "open/within/3"):
         make(root / name)
     with monkeypatch.context() as patch:
-        real = os.scandir
-
-        def deny(path: Any = ".") -> Any:
-            if path in (root / "shut", root / "open" / "within"):
-                raise PermissionError(13, "Permission denied")
-            return real(path)
-
-        patch.setattr(os, "scandir", deny)
+        shut(patch, root / "shut", root / "open" / "within")
         for _ in range(2):
             found = look(root, index)
-            within, shut = root / "open" / "within", root / "shut"
-            assert found.closed == (f"{within}: Permission denied", f"{shut}: Permission denied")
+            assert found.closed == tuple(f"{root / name}: Permission denied" for name in ("open/within", "shut"))
             assert found.left_out == {Reason.UNREADABLE: 2}
     found = look(root, index)
     assert (found.closed, found.left_out, len(paths(found))) == ((), {}, 3)
