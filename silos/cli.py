@@ -205,11 +205,13 @@ def _scan(arguments: argparse.Namespace) -> int:
     if arguments.json:
         columns = ("modality", "transfer_syntax", "images")
         used = [dict(zip(columns, row, strict=True)) for row in usable]
-        show_json({**counts, "left_out": found.left_out, "closed": found.closed, "usable": used})
+        told = {"left_out": found.left_out, "examples": found.examples, "closed": found.closed, "usable": used}
+        show_json({**counts, **told})
         return OK
     show_table(f"{site.name}: {site.data.folder}", ("what", "how many"), counts.items())
     show_table("usable", ("modality", "transfer syntax", "images"), usable)
-    show_table("left out", ("reason", "files"), found.left_out.items())
+    left_out = [(reason, count, found.examples.get(reason, "")) for reason, count in found.left_out.items()]
+    show_table("left out", ("reason", "files", "the first of them"), left_out)
     if found.closed:
         print(printable(f"folders that could not be opened: {len(found.closed)}; the first is {found.closed[0]}"))
     return OK
@@ -330,7 +332,7 @@ def _released(arguments: argparse.Namespace) -> int:
     from silos.released import released
 
     site = _site(arguments.site)
-    found = released(site.run.work / "ledger")
+    found = released(site.ledger)
     if arguments.json:
         show_json([vars(item) for item in found])
         return OK
@@ -357,7 +359,7 @@ def _released(arguments: argparse.Namespace) -> int:
             (r.digest or "")[:16],
             r.filters,
             r.metrics,
-            r.receipt,
+            "yes" if r.receipt else "no",
         )
         for r in found
     ]

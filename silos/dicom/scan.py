@@ -4,6 +4,7 @@
     found.instances     # one row per usable image
     found.annotations   # one row per segmentation or set of contours drawn on images
     found.left_out      # {"wrong modality": 14, "truncated": 1}
+    found.examples      # {"wrong modality": "a/0001.dcm", "truncated": "b/0007.dcm"}
 
 Any shape of folder will do: a file is DICOM by what it holds, not by its name. Only headers are read, and of
 those only `ATTRIBUTES` and what the site joins its labels on. A file that has not changed since the last
@@ -93,6 +94,7 @@ class Scan:
             attribute as text ("" where absent), sorted by series, then instance number.
         annotations: The same columns, one row per DICOM SEG or RTSTRUCT, sorted by path.
         left_out: Reason -> number of files.
+        examples: Reason -> the first such file's path below the root. For this machine's eyes only.
         files: Files below the root; the usable, the annotations and the left out add up to it.
         opened: Files that were opened this time, because they were new or had changed.
         closed: Folders that could not be opened, and why: "PATH: Permission denied". For this machine's eyes only.
@@ -101,6 +103,7 @@ class Scan:
     instances: pd.DataFrame
     annotations: pd.DataFrame
     left_out: dict[str, int]
+    examples: dict[str, str]
     files: int
     opened: int
     closed: tuple[str, ...]
@@ -152,8 +155,11 @@ def scan(
             f"run.work: {index}: {error}", "let one scan run at a time; if it stays, delete the file"
         ) from error
     rows["reason"] = _reasons(rows, modality, burned_in, several_frames)
-    counts = rows["reason"].value_counts()
-    left_out = {reason.value: int(counts[reason]) for reason in Reason if reason in counts}
+    paths = rows.groupby("reason")["path"]
+    counts, firsts = paths.size(), paths.min()
+    reasons = [reason for reason in Reason if reason in counts]
+    left_out = {reason.value: int(counts[reason]) for reason in reasons}
+    examples = {reason.value: str(firsts[reason]) for reason in reasons}
     found = rows[rows["reason"] == ""].drop(columns="reason")
     annotated = found["SOPClassUID"].isin(ANNOTATIONS)
     usable, annotations = found[~annotated], found[annotated].reset_index(drop=True)
@@ -161,7 +167,7 @@ def scan(
     order = usable.assign(_number=number).sort_values(["SeriesInstanceUID", "_number", "SOPInstanceUID"], kind="stable")
     instances = order.drop(columns="_number").reset_index(drop=True)
     told = tuple(f"{root / folder}: {reason}" for folder, reason in sorted(closed.items()))
-    return Scan(instances, annotations, left_out, len(files), opened, told)
+    return Scan(instances, annotations, left_out, examples, len(files), opened, told)
 
 
 def _check(root: Path, index: Path, attributes: Sequence[str]) -> None:

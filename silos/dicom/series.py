@@ -31,6 +31,7 @@ from silos.dicom.geometry import Floats, Misfit, Plane, alike, alone, arrange, r
 from silos.dicom.header import Reason, UnreadableFile
 
 MAX_VOXELS = 2**29  # of one volume, upright: 2 GiB of float32
+_PET_UNITS = "BQML"  # Bq/ml, the only Units (PS3.3 C.8.9.1.1.3) in which PET is taken
 
 
 class Note(StrEnum):
@@ -140,13 +141,12 @@ class _Candidate:
     shared: tuple[str, ...]
 
 
-def find_stacks(instances: pd.DataFrame, root: Path, *, pet_units: str = "BQML", single: bool = False) -> Found:
+def find_stacks(instances: pd.DataFrame, root: Path, *, single: bool = False) -> Found:
     """Sort the images of each series into stacks. Reads no pixel, and opens only images of several frames.
 
     Args:
         instances: The usable images of a scan with `several_frames`, attributes as text.
         root: Folder that their paths are relative to.
-        pet_units: The only Units (PS3.3 C.8.9.1.1.3) in which PET is taken.
         single: Whether a slice without others is a stack of one, 1 mm thick.
 
     Returns:
@@ -156,7 +156,7 @@ def find_stacks(instances: pd.DataFrame, root: Path, *, pet_units: str = "BQML",
     stacks: list[Stack] = []
     left_out: Counter[str] = Counter()
     for uid, rows in instances.groupby("SeriesInstanceUID", sort=False):
-        found = _in_series(str(uid), rows, root, pet_units, single)
+        found = _in_series(str(uid), rows, root, single)
         stacks += found.stacks
         left_out.update(found.left_out)
     return Found(tuple(stacks), dict(sorted(left_out.items())))
@@ -192,14 +192,14 @@ def read_volume(stack: Stack, root: Path) -> Volume:
     return Volume(pixels.transpose(2, 1, 0), stack)
 
 
-def _in_series(uid: str, rows: pd.DataFrame, root: Path, pet_units: str, single: bool) -> Found:
+def _in_series(uid: str, rows: pd.DataFrame, root: Path, single: bool) -> Found:
     if not uid:
         return Found((), {Misfit.NO_SERIES.value: len(rows)})
     if rows["PatientID"].nunique() > 1:
         return Found((), {Misfit.SEVERAL_PATIENTS.value: len(rows)})
     texts = [{str(key): value for key, value in row.items()} for row in rows.to_dict("records")]
     modality = texts[0]["Modality"]
-    if modality == "PT" and {row["Units"] for row in texts} != {pet_units}:
+    if modality == "PT" and {row["Units"] for row in texts} != {_PET_UNITS}:
         return Found((), {Misfit.PET_UNITS.value: len(rows)})
 
     candidates: list[_Candidate] = []

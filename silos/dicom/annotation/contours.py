@@ -19,6 +19,7 @@ from silos.dicom.header import Flaw, Reason
 from silos.dicom.series import Stack
 
 MAX_CROSSINGS = 2**22  # of one contour with lines of the grid; the longest that anybody draws has thousands
+MAX_DRAWN = 2**26  # of all of a file; to fill them takes seconds
 OFF = 0.25  # of the distance between slices, by which a contour may lie beside one
 CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
 
@@ -38,11 +39,11 @@ def paint_contours(
     Raises:
         UnfitAnnotation: `OPEN`, `OTHER_GRID` or `CONTRADICTION`; `OTHER_GRID` also where a class was drawn on the
             series' other stacks and never on this one, of which nobody knows then whether it shows it.
-        Flaw: A contour is of absurd length.
+        Flaw: A contour is of absurd length, or all of them together are.
     """
     frames = {segment.number: segment.frame_of_reference for segment in annotation.segments}
     to_voxels = np.linalg.inv(stack.affine) @ TO_RAS
-    here, elsewhere = set[int](), set[int]()
+    here, elsewhere, drawn = set[int](), set[int](), 0
     for roi in dataset.ROIContourSequence:  # without it the file is cut short
         number = int(roi.ReferencedROINumber)
         foreign = stack.frame_of_reference and frames.get(number, "") not in ("", stack.frame_of_reference)
@@ -58,6 +59,10 @@ def paint_contours(
             if contour.ContourGeometricType not in CLOSED:
                 raise UnfitAnnotation(Unfit.OPEN)
             voxels = _points(contour) @ to_voxels[:3, :3].T + to_voxels[:3, 3]
+            first, last = _crossed(voxels[:, :2], stack.shape[1])
+            drawn += int((last - first).sum())
+            if drawn > MAX_DRAWN:
+                raise Flaw(Reason.UNREADABLE, "contours of absurd length")
             polygons.setdefault(_slice(voxels, named, stack), []).append(voxels[:, :2])
         for slice_, several in polygons.items():
             inside = fill(several, stack.shape[:2])
@@ -105,9 +110,7 @@ def fill(polygons: Sequence[Floats], shape: tuple[int, int]) -> NDArray[np.bool_
     toggles = np.zeros((shape[0] + 1, shape[1]), np.bool_)
     for polygon in polygons:
         start, end = polygon, np.roll(polygon, -1, axis=0)
-        low, high = np.sort([start[:, 1], end[:, 1]], axis=0)
-        # An edge crosses the lines from its lower end up to, but without, its upper end.
-        first, last = (np.clip(np.ceil(each), 0, shape[1]).astype(np.int64) for each in (low, high))
+        first, last = _crossed(polygon, shape[1])
         if (last - first).sum() > MAX_CROSSINGS:
             raise Flaw(Reason.UNREADABLE, "a contour of absurd length")
         edge = np.repeat(np.arange(len(polygon)), last - first)
@@ -117,3 +120,10 @@ def fill(polygons: Sequence[Floats], shape: tuple[int, int]) -> NDArray[np.bool_
         np.logical_xor.at(toggles, (np.clip(np.ceil(crossing), 0, shape[0]).astype(np.int64), line), True)
     inside: NDArray[np.bool_] = np.logical_xor.accumulate(toggles, axis=0)[:-1]
     return inside
+
+
+def _crossed(polygon: Floats, lines: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Of each edge, the lines of the grid that it crosses: from its lower end up to, but without, its upper end."""
+    low, high = np.sort([polygon[:, 1], np.roll(polygon[:, 1], -1)], axis=0)
+    first, last = (np.clip(np.ceil(each), 0, lines).astype(np.int64) for each in (low, high))
+    return first, last

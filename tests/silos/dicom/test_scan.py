@@ -360,6 +360,14 @@ def test_of_two_files_with_one_identity_the_first_usable_path_stays(make: Make, 
     assert found.left_out == {Reason.TRUNCATED: 1, Reason.DUPLICATE: 2}
 
 
+def test_of_each_reason_the_first_file_is_named(make: Make, root: Path, index: Path) -> None:
+    make(root / "a")
+    for name in ("x/2", "x/1", "b"):
+        make(root / name, Modality="US", SeriesInstanceUID="1.2.3.5")
+    cut(make(root / "c"), 2)
+    assert look(root, index).examples == {Reason.TRUNCATED: "c", Reason.MODALITY: "b"}
+
+
 def test_every_reason_of_a_scan_has_a_test() -> None:
     marks = test_what_cannot_be_used_is_counted_in_plain_words.pytestmark  # type: ignore[attr-defined]
     tested = {case[0] for case in marks[0].args[1]}

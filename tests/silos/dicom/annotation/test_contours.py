@@ -16,7 +16,7 @@ from pydicom.sequence import Sequence
 from models.errors import ConfigError
 from silos.dicom.annotation import Unfit, UnfitAnnotation, match, read_annotation, read_mask
 from silos.dicom.annotation.contours import fill
-from silos.dicom.header import Flaw, Reason
+from silos.dicom.header import Flaw, Reason, UnreadableFile
 
 Make = Callable[..., Any]
 Outline = NDArray[np.float64]
@@ -300,6 +300,18 @@ def test_a_contour_that_crosses_the_picture_without_end_takes_no_memory() -> Non
         assert tracemalloc.get_traced_memory()[1] < 10e6
     finally:
         tracemalloc.stop()
+
+
+def test_a_file_of_contours_without_end_is_unreadable(
+    stack: Any, hospital: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = contour(square(2, 2, 12, 22), 3)  # 20 rows down, 20 up
+    write(hospital, {"GTV": [one] * 10})
+    monkeypatch.setattr("silos.dicom.annotation.contours.MAX_DRAWN", 400)
+    assert not read(hospital)  # an even number of them leaves nothing
+    monkeypatch.setattr("silos.dicom.annotation.contours.MAX_DRAWN", 399)
+    with pytest.raises(UnreadableFile, match="absurd"):
+        read(hospital)
 
 
 @given(
