@@ -29,7 +29,7 @@ from models.plan import TaskSettings, Unit
 from models.tasks import Case, Task
 from models.tasks.preparation import VolumeTooLarge
 from silos.cohort import Arrays, Cohort
-from silos.config import Annotations, Data
+from silos.config import Data
 from silos.dicom.annotation import UnfitAnnotation, read_mask
 from silos.dicom.decode import read_image
 from silos.dicom.geometry import Floats, Misfit
@@ -40,7 +40,7 @@ from silos.packed import Packed, PackedImage, pack, row_type
 
 OUT_OF_RANGE = "pixel values out of range"
 
-_VERSION = 5  # of the index, and of the arithmetic between file and case; raise it when one changes
+_VERSION = 6  # of the index, and of the arithmetic between file and case; raise it when one changes
 _READERS = (  # packages that turn files into pixels, or fail to
     "highdicom",
     "monai",
@@ -158,7 +158,7 @@ class Dataset:
         for row in np.flatnonzero(side.targets < 0):
             (case,) = side.take(np.array([row]))
             drawn[row] = case.mask is None or case.mask.any()
-        return int(self.cohort.side(held_out=True)["patient"][drawn].nunique())
+        return len(set(self.cohort.whose(held_out=True)[drawn]))
 
     def rest(self) -> None:
         """Let go of the images' memory; what is looked at again is mapped again, from the system's cache as a rule."""
@@ -240,7 +240,7 @@ def prepare(
         ConfigError: The annotations name what the site's words do not know.
         DataError: The cache cannot be written.
     """
-    folder = cache / _name(settings, data.annotations)
+    folder = cache / _name(settings, data)
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with closing(_open_index(folder / "index.sqlite")) as index:
@@ -281,11 +281,13 @@ def _side(cohort: Cohort, held_out: bool, store: npt.NDArray[np.uint8], entries:
     return Prepared(store, tuple(entries[name] for name in cases["name"]), cases["target"].to_numpy().astype(np.int64))
 
 
-def _name(settings: TaskSettings, annotations: Annotations | None) -> str:
-    """The folder of one preparation: whatever changes a prepared case changes this."""
-    what: list[Any] = [settings.model_dump(mode="json", exclude=set(settings.unprepared))]
-    if settings.drawn and annotations is not None:
-        what += [settings.classes, annotations.model_dump(mode="json", exclude={"kinds"})]
+def _name(settings: TaskSettings, data: Data) -> str:
+    """The folder of one preparation: whatever changes a prepared case, but for its own files, changes this."""
+    # Names, sizes and times of files may be the same in two exports.
+    root = ascii(str(data.folder.resolve()))
+    what: list[Any] = [root, settings.model_dump(mode="json", exclude=set(settings.unprepared))]
+    if settings.drawn and data.annotations is not None:
+        what += [settings.classes, data.annotations.model_dump(mode="json", exclude={"kinds"})]
     return digest(canonical([_VERSION, {name: _installed(name) for name in _READERS}, *what]))[:16]
 
 

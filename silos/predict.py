@@ -53,7 +53,7 @@ def predict(
 def _sources(site: Site, bundle: Path, dicom: Path | None, progress: Report | None) -> Sources:
     plan = inference.agreement(bundle).plan
     if dicom is not None:
-        return find(dicom, plan.task)
+        return find(dicom, plan.task, burned_in=site.data.burned_in)
     found = scan_site(site, progress, plan)
     of_study = found.instances["Modality"].isin(plan.task.modality)
     other = {"modality not of this study": int((~of_study).sum())} if not of_study.all() else {}

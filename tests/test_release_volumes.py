@@ -13,6 +13,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow, verify_net_in_out
 from numpy.typing import NDArray
+from pydicom import dcmread
 
 from aggregator import LocalGrid, Study, run
 from aggregator.audit import check_model
@@ -24,7 +25,8 @@ from models.plan import Plan
 from silos import inference, local_norm
 from silos.cli import main
 from silos.config import Site
-from silos.dicom.annotation import match, read_mask
+from silos.dicom.annotation import Unfit, match, read_annotation, read_mask
+from silos.dicom.annotation.writing import NO_FRAME
 from silos.dicom.header import UnreadableFile
 from silos.dicom.scan import scan
 from silos.dicom.series import Stack, find_stacks
@@ -108,7 +110,7 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             studies=["volumes"],
         )
         site = written / name / "site.toml"
-        site.write_text(site.read_text().replace("min_patients = 11", "min_patients = 3"))
+        site.write_text(site.read_text().replace("min_patients = 11", "min_patients = 1"))
     found = {}
     for kind, words in KINDS.items():
         folder = found[kind] = tmp_path_factory.mktemp("world")
@@ -247,21 +249,53 @@ def test_our_own_reader_finds_the_predicted_masks_on_their_series(
     worlds: dict[str, Path], hospital: str, tmp_path: Path
 ) -> None:
     world = worlds[DRAWN[0]]
-    shutil.copytree(world / hospital / "dicom", tmp_path / "dicom")
-    shutil.rmtree(tmp_path / "dicom" / "drawn")
-    site = Site.load(world / hospital / "site.toml")
-    _, evaluator = predict(site, world / "model", tmp_path / "out", tmp_path / "dicom")
+    out, evaluator = predict(Site.load(world / hospital / "site.toml"), world / "model", tmp_path / "out")
+    predicted = {each.item.source.series: each for each in evaluator.predictions()}
+    for path in out.glob("*.dcm"):
+        annotation = read_annotation(out, path.name)
+        prediction = predicted.pop(*annotation.series)
+        stack, words = prediction.item.source.stack, {"SCT:52988006": "lesion"}  # as the study codes it
+        assert isinstance(stack, Stack)
+        mask = read_mask([annotation], stack, out, words, ["background", "lesion"])
+        np.testing.assert_array_equal(mask, prediction.mask())
+    assert not predicted
+
+
+def test_predictions_in_the_archive_are_not_learnt_from(worlds: dict[str, Path], tmp_path: Path) -> None:
+    world = worlds[DRAWN[0]]
+    predict(Site.load(world / "north" / "site.toml"), world / "model", tmp_path / "out")
+    shutil.copytree(world / "north" / "dicom", tmp_path / "dicom")
     shutil.copytree(tmp_path / "out", tmp_path / "dicom" / "predicted")
     found = scan(tmp_path / "dicom", tmp_path / "index.sqlite", modality=["MR"], several_frames=True)
     stacks = find_stacks(found.instances, tmp_path / "dicom").stacks
     matches = match(found.annotations, stacks, tmp_path / "dicom")
-    assert matches.left_out == {}
-    assert set(matches.by_stack) == set(stacks)
-    masks = {each.item.source.series: each.mask() for each in evaluator.predictions()}
-    for stack, annotations in matches.by_stack.items():
-        words = {"SCT:52988006": "lesion"}  # as the study codes it
-        mask = read_mask(annotations, stack, tmp_path / "dicom", words, ["background", "lesion"])
-        np.testing.assert_array_equal(mask, masks[stack.series])
+    assert matches.left_out == {Unfit.AUTOMATIC: 8}
+    assert [len(matches.by_stack[stack]) for stack in stacks] == [1] * 8
+
+
+def test_what_no_segmentation_can_be_written_of_is_measured_all_the_same(
+    worlds: dict[str, Path], tmp_path: Path
+) -> None:
+    world = worlds[DRAWN[0]]
+    shutil.copytree(world / "north" / "dicom", tmp_path / "dicom")
+    shutil.rmtree(tmp_path / "dicom" / "drawn")
+    first = scan(tmp_path / "dicom", tmp_path / "index.sqlite", modality=["MR"]).instances.iloc[0]
+    for path in [path for path in (tmp_path / "dicom").rglob("*") if path.is_file()]:
+        image = dcmread(path)
+        if image.SeriesInstanceUID == first["SeriesInstanceUID"]:
+            del image.FrameOfReferenceUID
+            image.save_as(path)
+    site = Site.load(world / "north" / "site.toml")
+    out, evaluator = predict(site, world / "model", tmp_path / "out", tmp_path / "dicom")
+    rows = list(csv.DictReader((out / "predictions.csv").read_text().splitlines()))
+    for row, prediction in zip(rows, evaluator.predictions(), strict=True):
+        assert bool(row["file"]) == (row["SeriesInstanceUID"] != first["SeriesInstanceUID"])
+        stack = prediction.item.source.stack
+        assert isinstance(stack, Stack)
+        millilitres = int(prediction.mask().sum()) * np.prod(stack.spacing) / 1000
+        assert float(row["lesion (ml)"]) == pytest.approx(millilitres, abs=1e-3)
+    about = json.loads((out / "about.json").read_text())
+    assert (about["predicted"], about["left_out"], about["without_file"]) == (8, {}, {NO_FRAME: 1})
 
 
 def test_where_the_study_leaves_the_grid_alone_the_mask_is_that_of_the_evaluation(worlds: dict[str, Path]) -> None:

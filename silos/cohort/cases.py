@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from silos.config import Data
@@ -36,13 +38,23 @@ class Cohort:
         """The cases to train on, or those held out."""
         return self.cases[self.cases["held_out"] == held_out]
 
+    def whose(self, held_out: bool) -> npt.NDArray[np.object_]:
+        """The patient of each case on that side, in order."""
+        return self._whose[held_out]
+
     def patients(self, held_out: bool) -> int:
         """Patients on that side."""
-        return self._patients[held_out]
+        return len(set(self.whose(held_out)))
 
     @cached_property
-    def _patients(self) -> dict[bool, int]:
-        return {side: int(self.side(side)["patient"].nunique()) for side in (False, True)}
+    def _whose(self) -> dict[bool, npt.NDArray[np.object_]]:
+        return {side: self.side(side)["patient"].to_numpy(object) for side in (False, True)}
+
+    @cached_property
+    def rarest(self) -> int:
+        """Held-out patients of the class that the fewest of them have; 0 where nobody has it."""
+        patients = (self.of_class(index, held_out=True)["patient"].nunique() for index in range(len(self.classes)))
+        return min(patients, default=0)
 
     def of_class(self, index: int, held_out: bool) -> pd.DataFrame:
         """The cases on that side in which a class occurs."""

@@ -9,6 +9,8 @@ import pandas as pd
 from silos.cohort.cases import NO_PATIENT, Cohort, split
 from silos.cohort.labels import NO_IMAGE, label
 from silos.config import Data
+from silos.dicom.geometry import Misfit
+from silos.dicom.series import of_several_patients
 
 
 def match(instances: pd.DataFrame, data: Data, classes: Sequence[str], left_out: Mapping[str, int]) -> Cohort:
@@ -25,7 +27,8 @@ def match(instances: pd.DataFrame, data: Data, classes: Sequence[str], left_out:
         DataError: No label fits any image.
     """
     labelled = label(instances, data, classes)
-    reasons = labelled.reasons.mask(instances["PatientID"].str.strip() == "", NO_PATIENT)
+    reasons = labelled.reasons.mask(of_several_patients(instances), Misfit.SEVERAL_PATIENTS.value)
+    reasons = reasons.mask(instances["PatientID"].str.strip() == "", NO_PATIENT)
     used = reasons == ""
     counts = Counter(left_out) + Counter(reasons[~used]) + Counter({NO_IMAGE: labelled.unused})
     cases = instances.loc[used, ["path"]].copy()

@@ -13,6 +13,9 @@ OTHER_SITE = "patient of another site"
 def of_site(found: Scan, data: Data) -> Scan:
     """The scan less the files of patients who are not in the site's list; they are counted.
 
+    An annotation belongs to the images that it names, whatever PatientID it carries: only those of another site's
+    patients are left out here.
+
     Args:
         found: A scan of the whole folder.
         data: The site's data settings; without `patients`, every patient belongs to it.
@@ -35,8 +38,9 @@ def of_site(found: Scan, data: Data) -> Scan:
         raise ConfigError(
             f"data.patients: {data.patients}: names nobody", "write a PatientID a line, or remove the key"
         )
-    ours = found.instances["PatientID"].str.strip().isin(known)
-    drawn = found.annotations["PatientID"].str.strip().isin(known)
+    patients = found.instances["PatientID"].str.strip()
+    ours = patients.isin(known)
+    drawn = ~found.annotations["PatientID"].str.strip().isin(set(patients[~ours]) - {""})
     if len(ours) and not ours.any():
         raise DataError(
             f"data.patients: none of the {len(known)} patients of {data.patients} has an image below {data.root}",

@@ -117,4 +117,6 @@ def _stamps(found: Scan) -> dict[str, tuple[int, int]]:
 
 def _stamp(stamps: Mapping[str, tuple[int, int]], stack: Stack, annotations: Sequence[Annotation]) -> str:
     files = [*dict.fromkeys(each.path for each in stack.slices), *(each.path for each in annotations)]
-    return hashlib.sha256(ascii([(path, stamps[path]) for path in files]).encode()).hexdigest()
+    # Whether an annotation fits depends on the other stacks of the series too, which may arrive later.
+    about = [(path, stamps[path]) for path in files], sorted(stack.others)
+    return hashlib.sha256(ascii(about).encode()).hexdigest()

@@ -7,13 +7,12 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from silos.dicom.decode import read_frames, read_image
+from silos.dicom.decode import fill_padding, read_frames, read_image
 from silos.dicom.frames import read_frame_texts
 from silos.dicom.header import Reason, UnreadableFile
 
@@ -73,7 +72,7 @@ def read_picture(path: Path) -> NDArray[np.float32]:
     middle = _middle([frame["ImagePositionPatient"] for frame in frames])
     rescale = frames[middle]["RescaleSlope"], frames[middle]["RescaleIntercept"]
     (picture,) = read_frames(path, {middle + 1: rescale})
-    return cast("NDArray[np.float32]", picture)
+    return fill_padding(picture)
 
 
 def _middle(positions: list[str]) -> int:

@@ -1,7 +1,12 @@
 """Decodes the picture of one DICOM file, or several frames of one.
 
     image = read_image(path)        # (H, W) float32, in modality units such as Hounsfield, larger is brighter
-    images = read_frames(path, {1: ("0.5", "-1024"), 2: ("0.7", "-1024")})      # (2, H, W) float32
+
+Slices of a volume, in which NaN stands for padding until all of them are there:
+
+    pixels[0] = read_slice(path)
+    pixels[1:] = read_frames(path, {1: ("0.5", "-1024"), 2: ("0.7", "-1024")})      # (2, H, W) float32
+    fill_padding(pixels)
 
 Nothing of a picture's size is allocated before header and compressed data agree on that size. Whatever is
 wrong comes out as one exception, `UnreadableFile`, with a reason in plain words that can be counted.
@@ -53,22 +58,51 @@ PLUGINS: dict[str, str] = {
 
 _RESCALE = ("RescaleSlope", "RescaleIntercept")
 _PADDING = ("PixelPaddingValue", "PixelPaddingRangeLimit")
-_KEYWORDS = ("BitsStored", "PixelRepresentation", *_RESCALE, *_PADDING, "ModalityLUTSequence")
+_KEYWORDS = ("BitsStored", "HighBit", "PixelRepresentation", *_RESCALE, *_PADDING, "ModalityLUTSequence")
 _START_OF_FRAME = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # F7 is JPEG-LS
 
 
 def read_image(path: Path) -> NDArray[np.float32]:
+    """Decode a greyscale image of one frame that is a case by itself: `read_slice`, its padding filled.
+
+    Returns:
+        Array (H, W) float32 of finite numbers, in modality units.
+
+    Raises:
+        UnreadableFile: As in `read_slice`.
+    """
+    return fill_padding(read_slice(path))
+
+
+def fill_padding(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Make padding as dark as the darkest pixel of the case, or 0 where none of them is below 0.
+
+    Of the case, not of each slice: the slices of a volume would differ in their ground, and one that is padding only
+    has no darkest pixel. Never above 0, which is the ground of an MR of a brain alone, whether or not its header calls
+    that padding.
+
+    Args:
+        pixels: Of a whole case, any shape, float32, NaN where padding; changed in place.
+
+    Returns:
+        The same array, of finite numbers; all 0 where nothing was measured.
+    """
+    if np.isnan(pixels.min()):
+        np.fmax(pixels, np.fmin.reduce(pixels, axis=None, initial=0), out=pixels)  # both pass over NaN
+    return pixels
+
+
+def read_slice(path: Path) -> NDArray[np.float32]:
     """Decode a greyscale image of one frame.
 
     Stored values go through the modality transformation (PS3.3 C.11.1: rescale or modality LUT).
     MONOCHROME1 is mirrored within the range that its stored bits allow, so that larger is always brighter.
-    Padding, where nothing was measured (PS3.3 C.7.5.1.1.2), becomes as dark as the darkest pixel that is none.
 
     Args:
         path: The file; if an enhanced one, the rescale of its one frame counts.
 
     Returns:
-        Array (H, W) float32 of finite numbers, in modality units.
+        Array (H, W) float32, in modality units; NaN in padding, where nothing was measured (PS3.3 C.7.5.1.1.2).
 
     Raises:
         UnreadableFile: The file is no such image, or cannot be decoded; also a decoded frame that is not
@@ -91,10 +125,10 @@ def read_frames(path: Path, frames: Mapping[int, tuple[str, str]]) -> NDArray[np
             none (PS3.3 C.7.6.16.2.9) and the file's apply.
 
     Returns:
-        Array (frames, H, W) float32 of finite numbers, in modality units, in the order of `frames`.
+        Array (frames, H, W) float32 in modality units, in the order of `frames`; NaN in padding.
 
     Raises:
-        UnreadableFile: As in `read_image`; also a frame that the file does not have.
+        UnreadableFile: As in `read_slice`; also a frame that the file does not have.
     """
     with _open_picture(path) as header:
         if (flaw := picture_flaw(header.texts)) and flaw != Reason.SEVERAL_FRAMES:
@@ -133,7 +167,7 @@ def picture_flaw(texts: dict[str, str]) -> Reason | None:
 
     Args:
         texts: What `read_header` gives for SOPClassUID, TransferSyntaxUID, Rows, Columns, SamplesPerPixel,
-            PhotometricInterpretation, BitsAllocated, BitsStored, PixelRepresentation and NumberOfFrames.
+            PhotometricInterpretation, BitsAllocated, BitsStored, HighBit, PixelRepresentation and NumberOfFrames.
 
     Returns:
         `NO_IMAGE` (contours), `COLOUR`, `PIXELS`, `SEVERAL_FRAMES` (each of which can be decoded) or None.
@@ -143,7 +177,8 @@ def picture_flaw(texts: dict[str, str]) -> Reason | None:
     photometric = texts["PhotometricInterpretation"]
     if number(texts, "SamplesPerPixel") > 1 or photometric not in ("MONOCHROME1", "MONOCHROME2", ""):
         return Reason.COLOUR
-    allocated, frames = number(texts, "BitsAllocated"), number(texts, "NumberOfFrames", 1)
+    allocated, stored = number(texts, "BitsAllocated"), number(texts, "BitsStored")
+    frames = number(texts, "NumberOfFrames", 1)
     sound = (
         photometric
         and texts["TransferSyntaxUID"] in PLUGINS
@@ -152,7 +187,8 @@ def picture_flaw(texts: dict[str, str]) -> Reason | None:
         and min(number(texts, "Rows"), number(texts, "Columns")) > 0
         and number(texts, "Rows") * number(texts, "Columns") <= MAX_PIXELS
         and allocated in (1, 8, 16, 32)
-        and 1 <= number(texts, "BitsStored") <= allocated
+        and 1 <= stored <= allocated
+        and number(texts, "HighBit", stored - 1) == stored - 1  # bits further left (PS3.5 8.1.1) would be cut off
         and number(texts, "PixelRepresentation") in (0, 1)
     )
     if not sound:
@@ -265,13 +301,13 @@ def _modality_units(stored: NDArray[Any], header: Header) -> NDArray[np.float32]
         darkest = -(2 ** (bits - 1)) if signed else 0
         ends = np.array([darkest, darkest + 2**bits - 1], dtype=stored.dtype)
         values = _rescale(ends, header).sum() - values
-    padding = _padding(stored, header)
-    if padding is not None and padding.any() and not padding.all():
-        values[padding] = values[~padding].min()
     with np.errstate(over="ignore"):
         result = values.astype(np.float32, copy=False)
     if not np.isfinite(result).all():
         raise Flaw(Reason.PIXELS, "values that are not finite")
+    padding = _padding(stored, header)
+    if padding is not None:
+        result[padding] = np.nan
     return result
 
 

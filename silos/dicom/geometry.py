@@ -34,9 +34,10 @@ class Misfit(StrEnum):
     """Why slices are no volume, in the words of the report."""
 
     NO_SERIES = "no series"
-    SEVERAL_PATIENTS = "series of several patients"
+    SEVERAL_PATIENTS = "study of several patients"
     LOCALIZER = "localizer"
     PET_UNITS = "PET in other units"
+    CONCATENATION = "one image in several files"
     NO_POSITION = "no position, orientation or spacing"
     MANY_DIRECTIONS = "too many orientations or sizes in a series"
     SINGLE = "single slice"

@@ -58,8 +58,10 @@ ATTRIBUTES = (
     "PhotometricInterpretation",
     "BitsAllocated",
     "BitsStored",
+    "HighBit",
     "PixelRepresentation",
     "NumberOfFrames",
+    "ConcatenationUID",
     "PixelSpacing",
     "SliceThickness",
     "ImagePositionPatient",
@@ -156,7 +158,7 @@ def scan(
         ) from error
     rows["reason"] = _reasons(rows, modality, burned_in, several_frames)
     paths = rows.groupby("reason")["path"]
-    counts, firsts = paths.size(), paths.min()
+    counts, firsts = paths.size(), paths.first()  # rows are sorted by path
     reasons = [reason for reason in Reason if reason in counts]
     left_out = {reason.value: int(counts[reason]) for reason in reasons}
     examples = {reason.value: str(firsts[reason]) for reason in reasons}

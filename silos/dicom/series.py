@@ -24,8 +24,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
 
-from silos.dicom.decode import read_frames, read_image
+from silos.dicom.decode import fill_padding, read_frames, read_slice
 from silos.dicom.frames import read_frame_texts
 from silos.dicom.geometry import Floats, Misfit, Plane, alike, alone, arrange, read_plane
 from silos.dicom.header import Reason, UnreadableFile
@@ -110,6 +112,29 @@ class Stack:
         """(SOPInstanceUID, frame from 1) -> index of the slice."""
         return {(each.instance, each.frame): index for index, each in enumerate(self.slices)}
 
+    def named(self, image: Dataset) -> frozenset[tuple[str, int]]:
+        """What a reference to an image means in the stack's series.
+
+        Args:
+            image: An item that names it (PS3.3 10.3); without a ReferencedFrameNumber it means all of its frames.
+
+        Returns:
+            (SOPInstanceUID, frame from 1) of each slice.
+        """
+        instance, numbers = str(image.ReferencedSOPInstanceUID), image.get("ReferencedFrameNumber")
+        if not numbers:
+            return self._of_instance.get(instance, frozenset({(instance, 1)}))
+        several = numbers if isinstance(numbers, MultiValue) else [numbers]
+        return frozenset((instance, int(each)) for each in several)
+
+    @cached_property
+    def _of_instance(self) -> dict[str, frozenset[tuple[str, int]]]:
+        """SOPInstanceUID -> the slices of its series that are in that file."""
+        found: dict[str, set[tuple[str, int]]] = {}
+        for instance, frame in (*self.places, *self.others):
+            found.setdefault(instance, set()).add((instance, frame))
+        return {instance: frozenset(several) for instance, several in found.items()}
+
 
 @dataclass(frozen=True, eq=False)
 class Volume:
@@ -154,16 +179,36 @@ def find_stacks(instances: pd.DataFrame, root: Path, *, single: bool = False) ->
         `Reason` where a file could not be read).
     """
     stacks: list[Stack] = []
-    left_out: Counter[str] = Counter()
-    for uid, rows in instances.groupby("SeriesInstanceUID", sort=False):
+    several = of_several_patients(instances)
+    left_out = +Counter({Misfit.SEVERAL_PATIENTS.value: int(several.sum())})
+    for uid, rows in instances[~several].groupby("SeriesInstanceUID", sort=False):
         found = _in_series(str(uid), rows, root, single)
         stacks += found.stacks
         left_out.update(found.left_out)
     return Found(tuple(stacks), dict(sorted(left_out.items())))
 
 
+def of_several_patients(instances: pd.DataFrame) -> "pd.Series[bool]":
+    """Which images are of a study, or a series, of which files give more than one PatientID.
+
+    A study is of exactly one patient (PS3.3 A.1.2.2), so that these are one person's, under the PatientIDs of before
+    and after a correction, or somebody's by mistake.
+
+    Args:
+        instances: The usable images of a scan, attributes as text.
+
+    Returns:
+        One for each image. A file without a PatientID, or without a UID, says nothing.
+    """
+    patients = instances["PatientID"].str.strip()
+    known, several = patients.where(patients != ""), pd.Series(False, instances.index)
+    for uids in (instances["StudyInstanceUID"], instances["SeriesInstanceUID"]):
+        several |= known.groupby(uids.where(uids != "")).transform("nunique") > 1
+    return several
+
+
 def read_volume(stack: Stack, root: Path) -> Volume:
-    """Decode the slices of a stack.
+    """Decode the slices of a stack, and fill their padding together.
 
     Args:
         stack: One that `find_stacks` found.
@@ -179,7 +224,7 @@ def read_volume(stack: Stack, root: Path) -> Volume:
         if each.rescale is not None:
             framed.setdefault(each.path, {})[each.frame] = each.rescale
             continue
-        image = read_image(root / each.path)
+        image = read_slice(root / each.path)
         if image.shape != (rows, columns):  # the file changed since it was scanned
             raise UnreadableFile(root / each.path, Reason.PIXELS, "another size than its header's")
         pixels[place] = image
@@ -189,14 +234,12 @@ def read_volume(stack: Stack, root: Path) -> Volume:
         if images.shape != (len(places), rows, columns):
             raise UnreadableFile(root / path, Reason.PIXELS, "another size than its header's")
         pixels[places] = images
-    return Volume(pixels.transpose(2, 1, 0), stack)
+    return Volume(fill_padding(pixels).transpose(2, 1, 0), stack)
 
 
 def _in_series(uid: str, rows: pd.DataFrame, root: Path, single: bool) -> Found:
     if not uid:
         return Found((), {Misfit.NO_SERIES.value: len(rows)})
-    if rows["PatientID"].nunique() > 1:
-        return Found((), {Misfit.SEVERAL_PATIENTS.value: len(rows)})
     texts = [{str(key): value for key, value in row.items()} for row in rows.to_dict("records")]
     modality = texts[0]["Modality"]
     if modality == "PT" and {row["Units"] for row in texts} != {_PET_UNITS}:
@@ -281,6 +324,9 @@ def _candidates(row: dict[str, str], root: Path) -> Iterator[_Candidate | Misfit
     """The slices of one file, or why it has none."""
     if "LOCALIZER" in row["ImageType"].upper().split("\\"):
         yield Misfit.LOCALIZER
+        return
+    if row["ConcatenationUID"]:  # one image in several files, of which none has all slices (PS3.3 C.7.6.16)
+        yield Misfit.CONCATENATION
         return
     shared = (row["FrameOfReferenceUID"],)
     if row["ImagePositionPatient"] and row["NumberOfFrames"] in ("", "1"):

@@ -4,6 +4,7 @@ import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 
@@ -40,12 +41,13 @@ class Sources:
     left_out: dict[str, int]
 
 
-def find(path: Path, task: TaskSettings) -> Sources:
+def find(path: Path, task: TaskSettings, burned_in: Literal["refuse", "allow-unmarked"] = "refuse") -> Sources:
     """Look through a folder, as for training: the study's modality, no screenshots, no burned-in names.
 
     Args:
         path: The folder; or one image, which is taken as it is.
         task: The study's.
+        burned_in: As for `scan`; a hospital's own setting.
 
     Raises:
         DataError: The folder is missing, or holds nothing that the study could use; or the study is of volumes, and
@@ -57,7 +59,8 @@ def find(path: Path, task: TaskSettings) -> Sources:
         return Sources((Source(path.parent, path.name),), {})
     with tempfile.TemporaryDirectory() as work:
         index = Path(work) / "index.sqlite"
-        found = scan(path, index, modality=task.modality, several_frames=task.unit != "image")
+        several = task.unit != "image"
+        found = scan(path, index, modality=task.modality, burned_in=burned_in, several_frames=several)
     return of_instances(found.instances, found.left_out, path, task)
 
 

@@ -3,7 +3,7 @@
     predictions/
       predictions.csv     one row for each image or series, with its path and UID
       00001.dcm ...       of a study that outlines: the masks, on the images' own grid, ready for the archive
-      about.json          study, model, versions, and what was left out, by reason
+      about.json          study, model, versions, and how many were left out, or are a row without a file, by reason
 
 They are of patients and stay in the hospital; only their owner can read them. Nobody has checked them.
 """
@@ -13,6 +13,7 @@ import importlib.metadata
 import io
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,12 +57,9 @@ def write(
     draft = out.with_name(f".{out.name}.part")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True, mode=0o700)
-    task, rows, skipped = found.plan.task, [], dict[str, int]()
+    task, rows, without_file = found.plan.task, [], Counter[str]()
     for number, prediction in enumerate(evaluator.predictions(), start=1):
-        try:
-            rows.append(_row(draft, number, prediction, found, digest))
-        except Unwritable as error:
-            skipped[error.reason] = skipped.get(error.reason, 0) + 1
+        rows.append(_row(draft, number, prediction, found, digest, without_file))
         if progress:
             progress(number, len(evaluator.dataset))
     about = {
@@ -69,7 +67,8 @@ def write(
         "model": digest,
         "software": {name: importlib.metadata.version(name) for name in ("intramural", "monai", "torch", "highdicom")},
         "predicted": len(rows),
-        "left_out": {**evaluator.left_out, **skipped},
+        "left_out": evaluator.left_out,
+        "without_file": without_file,
     }
     create(draft / TABLE, _table(_columns(task), rows), 0o600)
     create(draft / ABOUT, (json.dumps(about, indent=2) + "\n").encode(), 0o600)
@@ -85,7 +84,9 @@ def _columns(task: TaskSettings) -> list[str]:
     return [*where, "SOPInstanceUID" if task.unit == "image" else "images", *task.classes]
 
 
-def _row(draft: Path, number: int, prediction: Prediction, found: Agreement, digest: str) -> list[Any]:
+def _row(
+    draft: Path, number: int, prediction: Prediction, found: Agreement, digest: str, without_file: Counter[str]
+) -> list[Any]:
     source, task = prediction.item.source, found.plan.task
     where = [str(source.root / source.path), source.series]
     if not task.drawn:
@@ -95,7 +96,11 @@ def _row(draft: Path, number: int, prediction: Prediction, found: Agreement, dig
     mask, file = prediction.mask(), f"{number:05}.dcm"
     made_by = {"study": found.study, "model": digest}
     title = f"{found.plan.name}: {', '.join(task.classes)}, predicted"
-    write_mask(draft / file, mask, source.stack, source.root, drawn(task), made_by, title)
+    try:
+        write_mask(draft / file, mask, source.stack, source.root, drawn(task), made_by, title)
+    except Unwritable as error:  # the volumes are measured all the same
+        without_file[error.reason] += 1
+        file = ""
     millilitres = float(np.prod(source.stack.spacing)) / 1000
     counts = np.bincount(mask.ravel(), minlength=len(task.classes) + 1)[1:]
     return [*where, len(source.stack.slices), file, *(f"{count * millilitres:.3f}" for count in counts)]

@@ -16,6 +16,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
+from pydicom.datadict import dictionary_VR
 
 from models.console import Report
 from models.drawing import stacks
@@ -28,6 +29,7 @@ from silos.dicom.scan import Scan, is_text, scan
 from silos.split.draw import Drawn, draw, sort_out
 
 DRAWN: tuple[str, ...] = get_args(Drawn)
+_NUMBERS = frozenset({"DS", "FD", "FL", "IS", "SL", "SS", "SV", "UL", "US", "UV"})  # value representations, PS3.5 6.2
 
 __all__ = ["DRAWN", "Part", "picture", "split"]
 
@@ -107,7 +109,8 @@ def split(
         if not values.any():
             raise ConfigError(f"--by: no image has {keyword}", "name an attribute that tells the patients apart")
         people["value"] = values.str[:4] if by == "year" else values
-        homes = sort_out(list(people["value"]), into)
+        ordered = _numbers(people["value"]) if dictionary_VR(keyword) in _NUMBERS else people["value"]
+        homes = sort_out(list(ordered), into)
     classes = plan.task.classes if plan else site.data.classes
     width = len(str(homes.max() + 1))
     return [
@@ -155,6 +158,11 @@ def _values(site: Site, found: Scan, keyword: str, patients: "pd.Index[Any]") ->
             )
         instances = again.instances
     return instances.groupby(instances["PatientID"].str.strip())[keyword].agg(_most_frequent).reindex(patients)
+
+
+def _numbers(values: "pd.Series[str]") -> "pd.Series[float]":
+    """As numbers, so that 9 comes before 55 and 1.50 is 1.5; NaN where there is none."""
+    return pd.to_numeric(values.str.split("\\").str[0], errors="coerce")
 
 
 def _most_frequent(values: "pd.Series[str]") -> str:

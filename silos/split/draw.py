@@ -72,17 +72,17 @@ def _give_each_one(homes: Homes, patients: Homes, into: int, rng: np.random.Gene
         counts[rich] -= 1
 
 
-def sort_out(values: Sequence[str], into: int | None = None) -> Homes:
+def sort_out(values: Sequence[str] | Sequence[float], into: int | None = None) -> Homes:
     """Give each value a hospital of its own, or neighbours in the order of values one together.
 
     Args:
-        values: Of each patient.
+        values: Of each patient; NaN is a value too, after all others.
         into: How many hospitals of about the same size, if not one for each value.
 
     Raises:
         ConfigError: There are too few values for so many hospitals.
     """
-    found, places, counts = np.unique(np.asarray(values, str), return_inverse=True, return_counts=True)
+    found, places, counts = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
     if into is None:
         return places.astype(np.int64)
     middles = (np.cumsum(counts) - counts / 2) / counts.sum()

@@ -16,6 +16,7 @@ from models.plan import Plan
 from silos import cohort, visit
 from silos.cohort import Cohort
 from silos.config import Data, Site
+from silos.dicom.geometry import Misfit
 from silos.phantom import STYLES
 
 SALT = "a salt of this hospital"
@@ -27,7 +28,15 @@ Phantom = Callable[[int], Site]
 def scanned(*images: dict[str, str]) -> pd.DataFrame:
     """What a scan would have found; every attribute text, paths that say nothing."""
     rows = [
-        {"path": f"{n:06d}", "size": 100 + n, "mtime_ns": 1000 + n, "PatientID": f"P{n}"} | image
+        {
+            "path": f"{n:06d}",
+            "size": 100 + n,
+            "mtime_ns": 1000 + n,
+            "PatientID": f"P{n}",
+            "StudyInstanceUID": f"1.{n}",
+            "SeriesInstanceUID": f"2.{n}",
+        }
+        | image
         for n, image in enumerate(images)
     ]
     frame = pd.DataFrame(rows, columns=list(rows[0]) if rows else ["path", "size", "mtime_ns", "PatientID"])
@@ -305,6 +314,17 @@ def test_an_image_without_a_patient_is_left_out(data: MakeData) -> None:
     assert found.left_out == {cohort.NO_PATIENT: 2}
 
 
+@pytest.mark.parametrize("keyword", ["StudyInstanceUID", "SeriesInstanceUID"])
+def test_images_of_one_study_under_two_patient_ids_are_left_out(data: MakeData, keyword: str) -> None:
+    """Exported before and after a correction: one person, who would be counted twice and stand on both sides."""
+    images = by_accession("A1", "A2", "A3", "A4", "A5", "A6", "A7")
+    images["PatientID"] = ["P", "Q", "R", " R ", "", "S", "T"]
+    images[keyword] = ["1", "1", "2", "2", "2", "", ""]
+    found = match(images, data("acc,finding\n" + "".join(f"A{n},yes\n" for n in range(1, 8))))
+    assert list(targets(found)) == ["000002", "000003", "000005", "000006"]
+    assert found.left_out == {Misfit.SEVERAL_PATIENTS: 2, cohort.NO_PATIENT: 1}
+
+
 def test_an_image_without_the_attribute_takes_no_label_from_a_row_without_a_key(data: MakeData) -> None:
     """Else one blank cell would label every image that lacks the attribute."""
     found = match(by_accession("A1", "", ""), data("acc,finding\nA1,no\n,yes\n"))
@@ -415,6 +435,16 @@ def test_another_salt_is_another_split_and_other_hashes(data: MakeData) -> None:
     same = sum(first[p] == second[p] for p in patients)
     assert 400 < same < 600
     assert cohort.patient_hash(SALT, "P") != cohort.patient_hash(SALT + "!", "P")
+
+
+def test_the_rarest_class_is_counted_in_held_out_patients_and_nobody_counts_too() -> None:
+    held_out, patients = [True] * 4 + [False], list("aabcd")
+    classes = [frozenset({0}), frozenset({0}), frozenset({0, 1}), frozenset({0}), frozenset({2})]
+    cases = pd.DataFrame({"held_out": held_out, "patient": patients, "classes": classes})
+    assert Cohort(cases, {}, ("none", "lesion")).rarest == 1  # b, who has both
+    assert Cohort(cases, {}, ("none",)).rarest == 3
+    assert Cohort(cases, {}, ("none", "lesion", "scar")).rarest == 0
+    assert Cohort(cases, {}, ("none",)).whose(held_out=True).tolist() == list("aabc")
 
 
 def test_no_patient_id_stands_in_the_cohort(data: MakeData) -> None:

@@ -208,6 +208,31 @@ def test_another_preparation_has_another_cache(hospital: Hospital, decoded: list
     assert decoded == []
 
 
+def test_another_folder_has_another_cache_though_its_files_look_the_same(hospital: Hospital, tmp_path: Path) -> None:
+    """An archive that is unpacked gives files the times that it holds; an export of other pixels may be as large."""
+    hospital.prepare()
+    first = hospital.root
+    hospital.root = tmp_path / "another"
+    shutil.copytree(first, hospital.root)
+    hospital.data = hospital.data.model_copy(update={"root": hospital.root})
+    for path in hospital.cohort().cases["path"]:
+        image, before = pydicom.dcmread(hospital.root / path), (hospital.root / path).stat()
+        image.PixelData = image.PixelData[::-1]
+        image.save_as(hospital.root / path)
+        os.utime(hospital.root / path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert (hospital.root / path).stat().st_size == before.st_size
+    hospital.check(hospital.prepare())
+
+
+def test_one_folder_has_one_cache_whatever_leads_to_it(hospital: Hospital, decoded: list[str], tmp_path: Path) -> None:
+    hospital.prepare()
+    decoded.clear()
+    (tmp_path / "link").symlink_to(hospital.root)
+    hospital.data = hospital.data.model_copy(update={"root": tmp_path / "link"})
+    hospital.check(hospital.prepare())
+    assert decoded == []
+
+
 def test_two_windows_are_two_preparations(hospital: Hospital) -> None:
     for window in ([500.0, 1000.0], [400.0, 300.0]):
         hospital.check(hospital.prepare(percentiles=None, window=window), percentiles=None, window=window)

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydicom import dcmread
+from pydicom.uid import generate_uid
 
 from models import tasks
 from models.errors import ConfigError
@@ -144,3 +146,22 @@ def test_a_volume_that_the_studys_spacing_makes_too_large_has_that_reason(
     labelled = Cohort(cases.cases.assign(target=0), {}, ("none", "lesion"))
     monkeypatch.setattr("models.tasks.preparation._LARGEST", 10)
     assert prepared(site, plan, labelled, tmp_path).cohort.left_out == {"volume too large": len(cases.cases)}
+
+
+def test_a_volume_is_looked_at_again_when_another_stack_of_its_series_arrives(
+    make_plan: MakePlan, tmp_path: Path
+) -> None:
+    """What was drawn over both stacks fits neither until all images that it names are there."""
+    path = write_hospital(tmp_path / "north", name="north", patients=6, images=8, size=32, volumes=True, style=0)
+    site, plan = Site.load(path), plan_of(make_plan, SEGMENTATION)
+    before = visit.load_cohort(site, plan).cases.set_index("name")
+    for each in before["stack"].iloc[0].slices:
+        image = dcmread(site.data.folder / each.path)
+        image.SOPInstanceUID = generate_uid()
+        image.ImageOrientationPatient = [1, 0, 0, 0, 0, -1]
+        left, back, up = image.ImagePositionPatient
+        image.ImagePositionPatient = [left, up, -back]
+        image.save_as(site.data.folder / f"{each.path}.late")
+    after = visit.load_cohort(site, plan).cases.set_index("name")
+    assert list(after.index) == list(before.index)
+    assert list(after["stamp"] != before["stamp"]) == [True] + [False] * 5

@@ -51,7 +51,7 @@ def paint_contours(
             continue
         polygons: dict[int, list[Floats]] = {}
         for contour in roi.get("ContourSequence") or ():
-            named = _named(contour)
+            named = _named(contour, stack)
             if named and named <= stack.others:
                 elsewhere.add(wanted[number])
                 continue
@@ -78,10 +78,9 @@ def _points(contour: Dataset) -> Floats:
     return np.array(words, dtype=np.float64).reshape(-1, 3)
 
 
-def _named(contour: Dataset) -> set[tuple[str, int]]:
+def _named(contour: Dataset, stack: Stack) -> set[tuple[str, int]]:
     """(SOPInstanceUID, frame from 1) of the images that a contour names."""
-    images = contour.get("ContourImageSequence") or ()
-    return {(str(image.ReferencedSOPInstanceUID), int(image.get("ReferencedFrameNumber") or 1)) for image in images}
+    return {each for image in contour.get("ContourImageSequence") or () for each in stack.named(image)}
 
 
 def _slice(voxels: Floats, named: set[tuple[str, int]], stack: Stack) -> int:

@@ -1,12 +1,14 @@
 """Which images an annotation was drawn on, and what it calls the things that it shows. Reads headers only.
 
 References decide, never folders: the images that an annotation names; where it names none, its series; where
-it names nothing at all, the one stack of its frame of reference (PS3.3 C.7.4.1).
+it names nothing at all, the one stack of its frame of reference (PS3.3 C.7.4.1). A DICOM SEG of which a program made
+every segment is no annotation of anybody's, and is left out.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +40,14 @@ class Segment:
         name: What the hospital calls it: SegmentLabel or ROIName.
         codes: What it is by its codes, as `scheme:value`, such as `SCT:4147007`.
         frame_of_reference: In which it was drawn, "" if the file does not say so for each.
+        automatic: Whether a DICOM SEG says that a program made it alone (SegmentAlgorithmType, PS3.3 C.8.20).
     """
 
     number: int
     name: str
     codes: tuple[str, ...] = ()
     frame_of_reference: str = ""
+    automatic: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ class Annotation:
 
 @dataclass(frozen=True)
 class Matches:
-    """The annotations of each stack that has any, and how many belong to none, by reason."""
+    """The annotations of each stack that has any, and how many others there are, by reason."""
 
     by_stack: dict[Stack, tuple[Annotation, ...]]
     left_out: dict[str, int]
@@ -88,6 +92,10 @@ def match(annotations: pd.DataFrame, stacks: Iterable[Stack], root: Path) -> Mat
         be read).
     """
     stacks = list(stacks)
+    by_instance: dict[str, list[Stack]] = {}
+    for stack in stacks:
+        for instance in stack.instances:
+            by_instance.setdefault(instance, []).append(stack)
     by_stack: dict[Stack, list[Annotation]] = {}
     left_out: Counter[str] = Counter()
     for path in annotations["path"]:
@@ -99,7 +107,7 @@ def match(annotations: pd.DataFrame, stacks: Iterable[Stack], root: Path) -> Mat
         except OSError:
             left_out[Reason.UNREADABLE.value] += 1
             continue
-        found = _stacks_of(annotation, stacks)
+        found = _stacks_of(annotation, stacks, by_instance)
         if isinstance(found, Unfit):
             left_out[found.value] += 1
         else:
@@ -130,9 +138,14 @@ def read_annotation(root: Path, path: str) -> Annotation:
             raise Flaw(Reason.UNREADABLE, type(error).__name__) from None
 
 
-def _stacks_of(annotation: Annotation, stacks: Sequence[Stack]) -> list[Stack] | Unfit:
+def _stacks_of(
+    annotation: Annotation, stacks: Sequence[Stack], by_instance: Mapping[str, list[Stack]]
+) -> list[Stack] | Unfit:
+    if annotation.segments and all(segment.automatic for segment in annotation.segments):
+        return Unfit.AUTOMATIC  # such as what `predict` wrote: a model must not learn from models
     if annotation.instances:
-        found = [stack for stack in stacks if not annotation.instances.isdisjoint(stack.instances)]
+        named = (by_instance.get(instance, ()) for instance in sorted(annotation.instances))
+        found = list(dict.fromkeys(chain.from_iterable(named)))
     elif annotation.series:
         found = [stack for stack in stacks if stack.series in annotation.series]
     else:
@@ -155,6 +168,7 @@ def _segmentation(path: str, dataset: Dataset) -> Annotation:
             int(item.SegmentNumber),
             str(item.get("SegmentLabel", "")).strip(),
             _codes(item.get("SegmentedPropertyTypeCodeSequence")),
+            automatic=item.get("SegmentAlgorithmType") == "AUTOMATIC",
         )
         for item in dataset.SegmentSequence
     )

@@ -64,8 +64,8 @@ def paint_segmentation(
             numbers = {number: wanted[number]} if number in wanted else {}
         if not numbers:
             continue
-        source = _source(frame)
-        if source in stack.others:
+        source = _source(frame, stack)
+        if source and source <= stack.others:
             elsewhere |= set(numbers.values())
             continue
         here |= set(numbers.values())
@@ -109,7 +109,7 @@ def _stored(segmentation: "Segmentation", index: int, syntax: str, shape: tuple[
 
 
 def _voxels(
-    inside: NDArray[np.bool_], plane: Plane | Misfit, source: tuple[str, int] | None, stack: Stack
+    inside: NDArray[np.bool_], plane: Plane | Misfit, source: frozenset[tuple[str, int]], stack: Stack
 ) -> NDArray[np.int64]:
     """The voxels, (3, n), of the pixels that are inside."""
     rows, columns = np.nonzero(inside)
@@ -125,23 +125,20 @@ def _voxels(
     found = (whole @ np.stack([columns, rows]) + np.rint(first)[:, None]).astype(np.int64)
     if (found < 0).any() or (found >= np.array(stack.shape)[:, None]).any():
         raise UnfitAnnotation(Unfit.OTHER_GRID)
-    slice_ = stack.places.get(source) if source else None
-    if slice_ is not None and (found[2] != slice_).any():
+    slices = [stack.places[each] for each in source if each in stack.places]
+    if slices and not np.isin(found[2], slices).all():
         raise UnfitAnnotation(Unfit.CONTRADICTION)
     return found
 
 
-def _source(frame: Dataset) -> tuple[str, int] | None:
-    """The one image and frame that this frame was drawn on, if it names exactly one."""
+def _source(frame: Dataset, stack: Stack) -> frozenset[tuple[str, int]]:
+    """(SOPInstanceUID, frame from 1) of the one image, or some of its frames, that this frame was drawn on."""
     items = [
         item
         for derivation in frame.get("DerivationImageSequence") or ()
         for item in derivation.get("SourceImageSequence") or ()
     ]
-    if len(items) != 1:
-        return None
-    number = items[0].get("ReferencedFrameNumber", 1)
-    return (str(items[0].ReferencedSOPInstanceUID), int(number)) if isinstance(number, int | str) else None
+    return stack.named(items[0]) if len(items) == 1 else frozenset()
 
 
 def _group(keyword: str, *groups: Dataset) -> Any:

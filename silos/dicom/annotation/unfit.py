@@ -8,6 +8,7 @@ from models.errors import DataError
 class Unfit(StrEnum):
     """Why an annotation is left out, in the words of the report."""
 
+    AUTOMATIC = "annotation made by a program"
     NO_IMAGES = "annotation of no images here"
     SEVERAL_SERIES = "annotation that could be of several series"
     CONTRADICTION = "annotation that contradicts its images"

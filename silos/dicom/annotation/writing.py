@@ -9,9 +9,10 @@ segments are AUTOMATIC, and name the algorithm.
 
 import importlib.metadata
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import highdicom as hd
 import numpy as np
@@ -22,6 +23,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.sr.codedict import codes
+from pydicom.valuerep import DA, TM
 
 from models.errors import DataError
 from models.ledger.disk import create
@@ -46,6 +48,13 @@ _REPEATED = (
     "ReferringPhysicianName",
     "PositionReferenceIndicator",
 )
+# Those of them of which highdicom takes only what PS3.3 and PS3.5 6.2 allow.
+_JUDGED: dict[str, Callable[[Any], object]] = {
+    "PatientBirthDate": DA,
+    "PatientSex": hd.PatientSexValues,
+    "StudyDate": DA,
+    "StudyTime": TM,
+}
 
 
 @dataclass(frozen=True)
@@ -134,6 +143,8 @@ def write_mask(
                 content_label="PREDICTION",
                 content_description="Made by a program; not checked by anybody",
             )
+            if stack.slices[0].rescale is not None:
+                _name_frames(dataset, stack)
             content = DicomBytesIO()
             dataset.save_as(content, enforce_file_format=True)
     except Exception as error:  # whatever highdicom finds wrong with a stranger's images
@@ -142,24 +153,52 @@ def write_mask(
 
 
 def _on_images(mask: NDArray[np.uint8], stack: Stack, root: Path) -> tuple[list[Dataset], NDArray[np.uint8]]:
-    """The source images without pixels, and the mask as (slices or frames, rows, columns) of them."""
+    """The source images without pixels, and the mask as (slices, rows, columns) of them."""
     planes = mask.transpose(2, 1, 0)
     if stack.slices[0].rescale is None:
         return [_header(root / each.path, stack) for each in stack.slices], planes
-    image = _header(root / stack.slices[0].path, stack)
-    frames = np.zeros((int(image.NumberOfFrames), *planes.shape[1:]), np.uint8)
-    for plane, each in zip(planes, stack.slices, strict=True):
-        frames[each.frame - 1] = plane
-    return [image], frames
+    return [_frames_alone(_header(root / stack.slices[0].path, stack), stack)], planes
+
+
+def _frames_alone(image: Dataset, stack: Stack) -> Dataset:
+    """An image of the stack's frames alone, with their functional groups where highdicom looks for them.
+
+    PS3.3 C.7.6.16 lets a group stand once for all frames or in each of them, and makers differ. The frames of a stack
+    have one spacing and orientation; those of the other stacks in the file may have others.
+    """
+    shared = (image.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
+    frames = [image.PerFrameFunctionalGroupsSequence[each.frame - 1] for each in stack.slices]
+    for keyword in ("PixelMeasuresSequence", "PlaneOrientationSequence"):
+        if keyword in frames[0]:
+            shared[keyword] = frames[0][keyword]
+    for frame in frames:
+        if "PlanePositionSequence" not in frame:
+            frame["PlanePositionSequence"] = shared["PlanePositionSequence"]
+    image.SharedFunctionalGroupsSequence = [shared]
+    image.PerFrameFunctionalGroupsSequence, image.NumberOfFrames = frames, len(frames)
+    return image
+
+
+def _name_frames(segmentation: Dataset, stack: Stack) -> None:
+    """Count the frames that a segmentation refers to as their file does."""
+    frames = segmentation.PerFrameFunctionalGroupsSequence
+    sources = (frame.DerivationImageSequence[0].SourceImageSequence[0] for frame in frames)
+    for source in {id(source): source for source in sources}.values():  # segments share the item of a source frame
+        source.ReferencedFrameNumber = stack.slices[source.ReferencedFrameNumber - 1].frame
 
 
 def _header(path: Path, stack: Stack) -> Dataset:
-    """All but the pixels, with nothing where there should be something that nobody knows."""
+    """All but the pixels, with nothing where there should be something that nobody knows, or that DICOM forbids."""
     image = dcmread(path, stop_before_pixels=True, force=True)  # the scan has judged what it is
     image.decode()
     image.SpecificCharacterSet = "ISO_IR 192"  # highdicom takes no empty first value, as Japan and Korea write it
     for keyword in _REPEATED:
         if keyword not in image:
+            setattr(image, keyword, "")
+    for keyword, allowed in _JUDGED.items():
+        try:
+            allowed(image[keyword].value)
+        except (ValueError, TypeError):
             setattr(image, keyword, "")
     if not image.get("SliceThickness"):
         image.SliceThickness = stack.spacing[2]

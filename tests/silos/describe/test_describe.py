@@ -220,6 +220,18 @@ def test_a_scanners_name_cannot_become_markup(site: Site) -> None:
     assert "<img src=x" not in text
 
 
+def test_the_middle_frame_of_a_volume_is_shown_with_its_padding_filled(tmp_path: Path) -> None:
+    write_hospital(tmp_path / "north", name="north", patients=1, images=5, size=32, volumes=True, style=3)
+    path = next(path for path in files(Site.load(tmp_path / "north" / "site.toml")) if dcmread(path).Modality == "MR")
+    image = dcmread(path)
+    image.add_new("PixelPaddingValue", "US", 0)
+    image.add_new("PixelPaddingRangeLimit", "US", int(np.median(image.pixel_array)))
+    image.save_as(path)
+    picture = pixels.read_picture(path)
+    assert np.isfinite(picture).all()
+    assert picture.min() == 0
+
+
 def test_fewer_images_are_spread_over_all() -> None:
     paths = [f"{number}" for number in range(100)]
     assert pixels.spread(paths, 3) == ["0", "50", "99"]

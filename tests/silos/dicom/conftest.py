@@ -1,7 +1,8 @@
 """Makes DICOM files for the tests of this folder."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,35 @@ def make_stack(
 @pytest.fixture(name="make_stack")
 def make_stack_fixture() -> Make:
     return make_stack
+
+
+def join(slices: Sequence[Dataset], path: Path, *, shared: bool = True) -> Dataset:
+    """Write slices as the frames of one image, `1.2.7`; what they share is said once for all, or with each of them."""
+    image, each = deepcopy(slices[0]), list[Dataset]()
+    for slice_ in slices:
+        position, orientation, measures, frame = (Dataset() for _ in range(4))
+        position.ImagePositionPatient = slice_.ImagePositionPatient
+        orientation.ImageOrientationPatient = slice_.ImageOrientationPatient
+        measures.PixelSpacing, measures.SliceThickness = slice_.PixelSpacing, 3.0
+        frame.PlanePositionSequence = [position]
+        frame.PlaneOrientationSequence, frame.PixelMeasuresSequence = [orientation], [measures]
+        each.append(frame)
+    common = Dataset()
+    for keyword in ("PlaneOrientationSequence", "PixelMeasuresSequence") if shared else ():
+        common[keyword] = each[0][keyword]
+        for frame in each:
+            del frame[keyword]
+    image.SharedFunctionalGroupsSequence, image.PerFrameFunctionalGroupsSequence = [common], each
+    del image.ImagePositionPatient, image.ImageOrientationPatient, image.PixelSpacing
+    image.SOPClassUID, image.SOPInstanceUID = uid.EnhancedMRImageStorage, "1.2.7"
+    image.NumberOfFrames, image.PixelData = len(slices), b"".join(slice_.PixelData for slice_ in slices)
+    image.save_as(path)
+    return image
+
+
+@pytest.fixture(name="join")
+def join_fixture() -> Callable[..., Dataset]:
+    return join
 
 
 class Hospital:

@@ -129,11 +129,17 @@ def test_padding_may_be_a_range_of_values_and_its_sign_may_be_confused(make: Mak
     np.testing.assert_array_equal(read_image(path), [[-1995, -1990, -1000], [-1995, 40, 50]])
 
 
-def test_a_picture_of_nothing_but_padding_stays_as_it_is(make: Make, tmp_path: Path) -> None:
+def test_padding_is_0_where_nothing_measured_is_below(make: Make, tmp_path: Path) -> None:
+    array = np.array([[0, 0, 400], [0, 700, 30]], np.uint16)
+    for empty in ({}, {"PixelPaddingValue": 0}):
+        np.testing.assert_array_equal(read_image(make(tmp_path / "brain", array, **empty)), array)
+
+
+def test_a_picture_of_nothing_but_padding_is_0(make: Make, tmp_path: Path) -> None:
     array = np.full((4, 4), 7, np.uint16)
-    for empty in (7, 9, None):
-        path = make(tmp_path / "flat", array, **({} if empty is None else {"PixelPaddingValue": empty}))
-        np.testing.assert_array_equal(read_image(path), array)
+    assert not read_image(make(tmp_path / "flat", array, PixelPaddingValue=7)).any()
+    for other in ({"PixelPaddingValue": 9}, {}):
+        np.testing.assert_array_equal(read_image(make(tmp_path / "flat", array, **other)), array)
 
 
 @pytest.mark.zoo
@@ -191,6 +197,7 @@ def test_values_that_are_not_finite_or_all_the_same_are_refused(
         ({"Columns": 0}, Reason.PIXELS),
         ({"BitsAllocated": None}, Reason.PIXELS),
         ({"BitsStored": 17}, Reason.PIXELS),
+        ({"HighBit": 15}, Reason.PIXELS),
         ({"PixelRepresentation": None}, Reason.PIXELS),
         ({"PhotometricInterpretation": None}, Reason.PIXELS),
         ({"PhotometricInterpretation": "PALETTE COLOR"}, Reason.COLOUR),

@@ -306,6 +306,7 @@ RGB = np.zeros((4, 4, 3), np.uint8)
         (Reason.SEVERAL_FRAMES, {"NumberOfFrames": 2, "Rows": 16}, None),
         (Reason.PIXELS, {"BitsAllocated": 12}, None),
         (Reason.PIXELS, {"PhotometricInterpretation": None}, None),
+        (Reason.PIXELS, {"HighBit": 15}, None),
     ],
 )
 def test_what_cannot_be_used_is_counted_in_plain_words(
@@ -332,6 +333,7 @@ def test_what_cannot_be_used_is_counted_in_plain_words(
         {"ImageType": ["DERIVED", "SECONDARY", "MPR"]},
         {"BurnedInAnnotation": "NO"},
         {"NumberOfFrames": 1},
+        {"HighBit": None},
         {"SOPInstanceUID": ""},
         {"SeriesInstanceUID": None, "PatientID": None},
     ],

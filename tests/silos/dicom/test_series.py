@@ -212,6 +212,22 @@ def test_a_series_of_two_patients_is_left_out(make_stack: Make, hospital: Any) -
     assert left_out(hospital) == {Misfit.SEVERAL_PATIENTS: 4}
 
 
+def test_all_series_of_a_study_of_two_patients_are_left_out(make_stack: Make, hospital: Any) -> None:
+    for number, patient in enumerate(("MRN1", "MRN1 ", "MRN2", "")):
+        words = {"SeriesInstanceUID": f"1.2.5.{number}", "PatientID": patient}
+        make_stack(hospital.root / str(number), noise(4), **words)
+    make_stack(hospital.root / "other", noise(4), StudyInstanceUID="1.2.4", SeriesInstanceUID="1.2.6")
+    found = hospital.stacks()
+    assert [stack.series for stack in found.stacks] == ["1.2.6"]
+    assert found.left_out == {Misfit.SEVERAL_PATIENTS: 16}
+
+
+def test_one_patient_id_is_one_patient_though_some_files_lack_it(make_stack: Make, hospital: Any) -> None:
+    for path, patient in zip(make_stack(hospital.root, noise(4)), ("MRN1 ", "", "MRN1", " MRN1"), strict=True):
+        moved(path, PatientID=patient)
+    assert hospital.volume().pixels.shape == (5, 6, 4)
+
+
 def test_an_image_without_a_series_is_left_out(make_stack: Make, hospital: Any) -> None:
     for path in make_stack(hospital.root, noise(2)):
         moved(path, SeriesInstanceUID="")
@@ -360,6 +376,38 @@ def test_frames_without_a_scale_of_their_own_have_the_file_s(make: Make, hospita
     words = {"RescaleSlope": "2", "RescaleIntercept": "-1024", "PerFrameFunctionalGroupsSequence": Sequence(frames)}
     make_enhanced(make, hospital.root / "a", pixels, np.arange(4), **words)
     np.testing.assert_array_equal(hospital.volume().pixels, pixels.transpose(2, 1, 0) * 2.0 - 1024)
+
+
+def test_padding_is_as_dark_as_the_darkest_of_the_whole_volume(make_stack: Make, hospital: Any) -> None:
+    pixels = np.random.default_rng(1).integers(-1000, 1000, (5, 6, 5)).astype(np.int16)
+    pixels[:, 0] = pixels[0] = -2000  # a border, and a slice that lies outside of what was measured
+    make_stack(hospital.root, pixels, Modality="CT", PixelPaddingValue=-2000)
+    expected = np.where(pixels == -2000, pixels[pixels > -2000].min(), pixels)
+    np.testing.assert_array_equal(hospital.volume("CT").pixels, expected.transpose(2, 1, 0))
+
+
+def test_the_empty_ground_of_a_brain_stays_0_though_it_is_called_padding(make_stack: Make, hospital: Any) -> None:
+    pixels = noise(5) + np.uint16(100)
+    pixels[:, :2] = pixels[4] = 0
+    make_stack(hospital.root, pixels, BitsStored=16, HighBit=15, PixelPaddingValue=0)
+    np.testing.assert_array_equal(hospital.volume().pixels, pixels.transpose(2, 1, 0))
+
+
+def test_padding_of_frames_is_filled_in_modality_units(make: Make, hospital: Any) -> None:
+    pixels = noise(4) + np.uint16(100)
+    pixels[2, :, :3] = pixels[0] = 0
+    path = make_enhanced(make, hospital.root / "a", pixels, np.arange(4), BitsStored=16, HighBit=15)
+    dataset = dcmread(path)
+    dataset.add_new("PixelPaddingValue", "US", 0)
+    dataset.save_as(path)
+    scaled = pixels * (1 + 0.5 * np.arange(4)[:, None, None]) - 7
+    np.testing.assert_allclose(hospital.volume().pixels, np.where(pixels == 0, 0, scaled).transpose(2, 1, 0))
+
+
+def test_an_image_in_several_files_is_left_out(make: Make, hospital: Any) -> None:
+    for number, part in enumerate((np.arange(3), np.arange(3, 6))):
+        make_enhanced(make, hospital.root / str(number), noise(6), part, ConcatenationUID="1.2.8")
+    assert left_out(hospital) == {Misfit.CONCATENATION: 2}
 
 
 def test_two_images_of_several_frames_are_two_stacks_of_their_series(make: Make, hospital: Any) -> None:

@@ -79,5 +79,6 @@ def test_each_value_makes_a_hospital_and_neighbours_one_together_where_fewer_are
     years = ["2015"] * 10 + ["2012"] * 10 + ["2013"] * 5 + ["2014"] * 5
     assert sort_out(years).tolist() == [3] * 10 + [0] * 10 + [1] * 5 + [2] * 5
     assert sort_out(years, 3).tolist() == [2] * 10 + [0] * 10 + [1] * 10
+    assert sort_out([100, 9, 55, float("nan"), 20, 70], 2).tolist() == [1, 0, 0, 1, 0, 1]
     with pytest.raises(ConfigError, match="4 values, some of many patients, cannot make 5 hospitals"):
         sort_out(years, 5)

@@ -10,10 +10,12 @@ from pydicom import dcmread
 
 from models.drawing import as_file
 from models.errors import ConfigError, DataError
+from models.plan import Plan
 from silos import visit
 from silos.cli import main
 from silos.cohort import OTHER_SITE
 from silos.config import Site
+from silos.keys import load_signer
 from silos.phantom import write_hospital
 from silos.split import Part, picture, split
 
@@ -52,7 +54,7 @@ def test_each_hospital_has_its_key_and_the_first_ones_policy_and_cache(everybody
     source = Site.load(everybody)
     for part in split(everybody, tmp_path / "parts", into=3):
         site = Site.load(part.site)
-        assert visit.load_signer(site).name == part.name
+        assert load_signer(site).name == part.name
         assert (site.policy, site.cache, site.data.root) == (source.policy, source.run.work, source.data.root)
         assert site.run.work == part.site.parent / "work"
         assert stat.S_IMODE((part.site.parent / "patients.txt").stat().st_mode) == 0o600
@@ -156,6 +158,22 @@ def test_a_list_that_a_windows_editor_saved_names_its_first_patient_too(everybod
     listed = part.site.parent / "patients.txt"
     listed.write_text(listed.read_text(), encoding="utf-8-sig")
     assert patients([part]) == [before]
+
+
+def test_what_was_drawn_stays_with_its_images_whatever_patient_id_it_carries(tmp_path: Path) -> None:
+    site = write_hospital(tmp_path / "all", name="all", seed=5, patients=12, images=4, size=32, volumes=True)
+    plan = Plan.load(Path(__file__).parents[3] / "configs" / "segmentation.toml")
+    everybody = visit.scan_site(Site.load(site), plan=plan)
+    for path in everybody.annotations["path"][::2]:
+        annotation = dcmread(site.parent / "dicom" / path)
+        annotation.PatientID = "ANON"
+        annotation.save_as(site.parent / "dicom" / path)
+    parts = split(site, tmp_path / "parts", into=2, plan=plan)
+    assert sum(part.cases for part in parts) == 12
+    for part in parts:
+        found = visit.scan_site(Site.load(part.site), plan=plan)
+        assert len(visit.match_cohort(Site.load(part.site), found, plan).cases) == part.cases
+        assert set(found.annotations["PatientID"]) <= {"ANON", *found.instances["PatientID"]}  # others are not opened
 
 
 def test_a_list_of_nobody_or_of_strangers_is_an_error(everybody: Path, tmp_path: Path) -> None:

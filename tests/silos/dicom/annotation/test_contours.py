@@ -1,5 +1,6 @@
 """Contours of an RTSTRUCT fill the voxels whose centres they enclose, on the slices on which they were drawn."""
 
+import shutil
 import tracemalloc
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -200,6 +201,24 @@ def refusal(hospital: Any) -> Unfit:
 def test_a_contour_that_does_not_fit_is_refused(item: Dataset, reason: Unfit, stack: Any, hospital: Any) -> None:
     write(hospital, {"GTV": [item]})
     assert refusal(hospital) == reason
+
+
+def test_a_contour_that_names_no_frame_of_an_image_means_all_of_them(stack: Any, hospital: Any, join: Make) -> None:
+    slices = [dcmread(path) for path in (hospital.root / "images").iterdir()]
+    join(sorted(slices, key=lambda each: str(each.SOPInstanceUID)), hospital.root / "image")
+    shutil.rmtree(hospital.root / "images")
+    item = contour(circle(17.3, 14.6, 9.35), 3, image=3)
+    item.ContourImageSequence[0].ReferencedSOPInstanceUID = "1.2.7"
+    write(hospital, {"GTV": [item]}, images=0)
+    (whole,) = hospital.stacks().stacks
+    matches = match(hospital.scan().annotations, [whole], hospital.root)
+    mask = read_mask(matches.by_stack[whole], whole, hospital.root, WORDS, CLASSES)
+    np.testing.assert_array_equal(mask[:, :, whole.places["1.2.7", 4]].T, 2 * disc(17.3, 14.6, 9.35))
+    item.ContourImageSequence[0].ReferencedFrameNumber = 5
+    write(hospital, {"GTV": [item]}, images=0)
+    with pytest.raises(UnfitAnnotation) as caught:
+        read_mask(matches.by_stack[whole], whole, hospital.root, WORDS, CLASSES)
+    assert caught.value.reason == Unfit.CONTRADICTION
 
 
 def test_a_contour_across_slices_is_refused(stack: Any, hospital: Any) -> None:

@@ -1,9 +1,11 @@
 """A DICOM SEG that highdicom wrote comes back as it was drawn, on the images that it names and on no others."""
 
+import shutil
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from copy import deepcopy
+from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -333,6 +335,25 @@ def test_each_stack_of_a_series_gets_the_frames_that_were_drawn_on_it(
     assert caught.value.reason == Unfit.OTHER_GRID
 
 
+def test_a_frame_that_names_no_frame_of_an_image_means_all_of_them(
+    images: list[Dataset], hospital: Any, join: Make
+) -> None:
+    shutil.rmtree(hospital.root / "images")
+    write(hospital.root / "x", [join(images, hospital.root / "image")], drawn())
+    np.testing.assert_array_equal(read(hospital), classes(drawn()))
+    dataset = dcmread(hospital.root / "x")
+    for frame in dataset.PerFrameFunctionalGroupsSequence:
+        del frame.DerivationImageSequence[0].SourceImageSequence[0].ReferencedFrameNumber
+    dataset.save_as(hospital.root / "x")
+    np.testing.assert_array_equal(read(hospital), classes(drawn()))
+    (stack,) = hospital.stacks().stacks
+    other = replace(stack, slices=tuple(replace(each, instance="1.2.8") for each in stack.slices))
+    other = replace(other, others=frozenset(stack.places))  # of the same series and place, such as another contrast
+    with pytest.raises(UnfitAnnotation) as caught:
+        read_mask([read_annotation(hospital.root, "x")], other, hospital.root, WORDS, CLASSES)
+    assert caught.value.reason == Unfit.OTHER_GRID
+
+
 def test_a_frame_without_a_position_is_refused(images: list[Dataset], hospital: Any) -> None:
     write(hospital.root / "x", images, drawn())
     dataset = dcmread(hospital.root / "x")
@@ -356,6 +377,20 @@ def test_two_drawings_of_one_class_are_refused_and_of_two_classes_put_together(
     with pytest.raises(UnfitAnnotation) as caught:
         read(hospital, WORDS | {"Unused": "core"})
     assert caught.value.reason == Unfit.TWICE
+
+
+def test_what_a_program_made_alone_is_counted_before_its_words_are_looked_up(
+    images: list[Dataset], hospital: Any
+) -> None:
+    dataset = write(hospital.root / "x", images, drawn())
+    first, second = dataset.SegmentSequence
+    first.SegmentAlgorithmType, second.SegmentAlgorithmType = "AUTOMATIC", "SEMIAUTOMATIC"
+    first.SegmentAlgorithmName = second.SegmentAlgorithmName = "a program"
+    dataset.save_as(hospital.root / "x")
+    np.testing.assert_array_equal(read(hospital), classes(drawn()))
+    second.SegmentAlgorithmType = "AUTOMATIC"
+    dataset.save_as(hospital.root / "x")
+    assert left_out(hospital) == {Unfit.AUTOMATIC: 1}
 
 
 def left_out(hospital: Any) -> dict[str, int]:

@@ -9,8 +9,9 @@ import highdicom as hd
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from pydicom import config, dcmread
 
-from silos.dicom.annotation import match, read_mask
+from silos.dicom.annotation import read_annotation, read_mask
 from silos.dicom.annotation.writing import NO_FRAME, UNWRITABLE, Drawn, Unwritable, write_mask
 from silos.dicom.series import Stack
 from silos.dicom.upright import as_acquired, upright
@@ -58,9 +59,36 @@ def test_a_written_mask_comes_back_on_the_very_voxels(way: str, make_stack: Make
         [each.instance for each in stack.slices], combine_segments=True, assert_missing_frames_are_empty=True
     )
     np.testing.assert_array_equal(pixels.transpose(2, 1, 0), mask)
-    matches = match(hospital.scan().annotations, [stack], hospital.root)
     words = {"SCT:79654002": "oedema", "99INTRAMURAL:a-class-with-a-very-long-name": "other"}
-    read = read_mask(matches.by_stack[stack], stack, hospital.root, words, ["none", "oedema", "other"])
+    annotations = [read_annotation(hospital.root, "mask.dcm")]
+    read = read_mask(annotations, stack, hospital.root, words, ["none", "oedema", "other"])
+    np.testing.assert_array_equal(read, mask)
+
+
+@pytest.mark.parametrize("marked", [True, False])
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_mask_names_frames_as_their_file_counts_them_wherever_it_says_what_they_share(
+    shared: bool, marked: bool, make_stack: Make, hospital: Any, join: Make
+) -> None:
+    paths = []
+    for way in ("sagittal", "axial")[shared:]:  # stacks of several directions share nothing
+        axes, step = WAYS[way]
+        paths += make_stack(hospital.root / way, np.zeros(SHAPE, np.uint16), axes=axes, step=step)[::-1]
+    join([dcmread(path) for path in paths], hospital.root / "image", shared=shared)
+    for path in paths:
+        path.unlink()
+    stack = hospital.stacks().stacks[-1]
+    assert [each.frame for each in stack.slices] == list(range(len(paths), len(paths) - 5, -1))
+    mask = drawn(stack) * np.uint8(marked)
+    write_mask(hospital.root / "mask.dcm", mask, stack, hospital.root, CLASSES, MADE_BY, "found")
+    written = hd.seg.segread(hospital.root / "mask.dcm")
+    pixels = written.get_pixels_by_source_frame(
+        "1.2.7", [each.frame for each in stack.slices], combine_segments=True, assert_missing_frames_are_empty=True
+    )
+    np.testing.assert_array_equal(pixels.transpose(2, 1, 0), mask)
+    annotations = [read_annotation(hospital.root, "mask.dcm")]
+    words = {"oedema": "oedema", "*": "other"}
+    read = read_mask(annotations, stack, hospital.root, words, ["none", "oedema", "other"])
     np.testing.assert_array_equal(read, mask)
 
 
@@ -102,6 +130,23 @@ def test_a_patient_keeps_the_name_whatever_it_was_written_in(
     stack = stack_of(make_stack, hospital, SpecificCharacterSet=charset, PatientName=name)
     write_mask(hospital.root / "mask.dcm", drawn(stack), stack, hospital.root, CLASSES, MADE_BY, "found")
     assert hd.seg.segread(hospital.root / "mask.dcm").PatientName == name
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value"),
+    [
+        ("PatientBirthDate", "00000000"),
+        ("PatientSex", "MALE"),
+        ("StudyDate", "long ago"),
+        ("StudyTime", "12:16:24"),
+    ],
+)
+def test_what_dicom_forbids_is_not_repeated(keyword: str, value: str, make_stack: Make, hospital: Any) -> None:
+    with config.disable_value_validation():
+        stack = stack_of(make_stack, hospital, **{keyword: value})
+    write_mask(hospital.root / "mask.dcm", drawn(stack), stack, hospital.root, CLASSES, MADE_BY, "found")
+    written = hd.seg.segread(hospital.root / "mask.dcm")
+    assert (written.PatientID, written[keyword].value) == ("MRN1", "")
 
 
 def test_images_without_preamble_are_good_enough_to_draw_on(make_stack: Make, hospital: Any) -> None:
