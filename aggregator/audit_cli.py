@@ -1,4 +1,4 @@
-"""`intramural-audit`: the commands of anyone who doubts. Needs neither torch nor Flower nor a private key."""
+"""`intramural-audit`: the commands of anyone who doubts. No torch, no private key; Flower for `replay` only."""
 
 import argparse
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aggregator import writing_cli
-from models.console import FAILED, OK, UNVERIFIED, run_command, show_json, show_table
+from models.console import FAILED, OK, UNVERIFIED, printable, run_command, show_json, show_lines, show_table
 
 if TYPE_CHECKING:
     from aggregator.audit import Checked, Origin
@@ -73,14 +73,14 @@ def _json(parser: argparse.ArgumentParser) -> None:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from aggregator.audit import as_json, verify
+    from aggregator.audit import verify
     from aggregator.audit.ledgers import ledger_folder
     from models.ledger import Verifier
 
     verifier = Verifier.parse(arguments.key) if arguments.key else None
     verdicts = [verify(ledger_folder(path), verifier) for path in arguments.ledger]
     if arguments.json:
-        show_json([as_json(verdict) for verdict in verdicts])
+        show_json([verdict.as_json() for verdict in verdicts])
     else:
         columns = (
             "",
@@ -98,7 +98,7 @@ def _verify(arguments: argparse.Namespace) -> int:
             (
                 "ok" if v.ok else "not read" if v.unread else "FAILED",
                 *(v.folder, v.name, v.size, v.statements, v.receipts, v.first, v.last, v.root[:16]),
-                "\n".join(v.problems),
+                "\n".join(map(printable, v.problems)),
             )
             for v in verdicts
         ]
@@ -110,13 +110,12 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _reconcile(arguments: argparse.Namespace) -> int:
-    from aggregator.audit import as_json, reconcile
+    from aggregator.audit import reconcile_each
     from aggregator.audit.ledgers import ledger_folder
 
-    aggregator = ledger_folder(arguments.aggregator)
-    found = [reconcile(aggregator, ledger_folder(path)) for path in arguments.silo]
+    found = reconcile_each(ledger_folder(arguments.aggregator), map(ledger_folder, arguments.silo))
     if arguments.json:
-        show_json([as_json(item) for item in found])
+        show_json([item.as_json() for item in found])
     else:
         columns = ("", "pair", "orders", "replies", "pending", "closed", "newest reply in both", "problems")
         rows = [
@@ -128,7 +127,7 @@ def _reconcile(arguments: argparse.Namespace) -> int:
                 len(item.pending),
                 "yes" if item.closed else "no",
                 (item.newest["reply"] or "-")[:16],
-                "\n".join(item.problems),
+                "\n".join(map(printable, item.problems)),
             )
             for item in found
         ]
@@ -167,18 +166,19 @@ def _prove(arguments: argparse.Namespace) -> int:
     proof = prove(folder, arguments.study, arguments.peer, arguments.exchange, arguments.documents)
     content = proof.encode()
     create(arguments.out, content)
-    print(f"{arguments.out}: {len(proof.lines)} lines of the ledger of {proof.verifier.name}, {len(content)} bytes")
+    told = f"{len(proof.lines)} lines of the ledger of {proof.verifier.name}, {len(content)} bytes"
+    show_lines(f"{arguments.out}: {told}")
     return OK
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from aggregator.audit import Origin, as_json
+    from aggregator.audit import Origin
     from models.ledger import Verifier
 
     keys = [Verifier.parse(key) for key in arguments.key]
     found = [_checked(path, keys) for path in arguments.proof]
     if arguments.json:
-        show_json([as_json(item) for item in found])
+        show_json([item.as_json() for item in found])
         return OK if all(item.ok for item in found) else UNVERIFIED
     for path, item in zip(arguments.proof, found, strict=True):
         if isinstance(item, Origin):
@@ -196,8 +196,8 @@ def _check(arguments: argparse.Namespace) -> int:
         columns = ("kind", "round", "pair", "number", "exchange", "bytes", "written (UTC)", "receipt")
         show_table(f"{path}: from the ledger of {item.party}, {size} lines; study {item.study[:16]}", columns, rows)
         for name, key in item.keys.items():
-            print(f"  {name}: {key} ({'the key given' if name in item.trusted else 'as the file says'})")
-        print("\n".join(["  ok"] if item.ok else [f"  FAILED: {problem}" for problem in item.problems]))
+            show_lines(f"  {name}: {key} ({'the key given' if name in item.trusted else 'as the file says'})")
+        _show_problems(item)
     return OK if all(item.ok for item in found) else UNVERIFIED
 
 
@@ -230,13 +230,17 @@ def _show_origin(item: "Origin") -> None:
         rows,
     )
     own = "the key given" if item.party in item.trusted else "as the file says"
-    print(f"  {item.party}: {item.vkey} ({own})")
-    print(f"  released {item.released or '?'}; {item.files} files are as they were released")
-    print("\n".join(["  ok"] if item.ok else [f"  FAILED: {problem}" for problem in item.problems]))
+    show_lines(f"  {item.party}: {item.vkey} ({own})")
+    show_lines(f"  released {item.released or '?'}; {item.files} files are as they were released")
+    _show_problems(item)
+
+
+def _show_problems(item: "Checked | Origin") -> None:
+    show_lines(*(["  ok"] if item.ok else [f"  FAILED: {problem}" for problem in item.problems]))
 
 
 def _replay(arguments: argparse.Namespace) -> int:
-    from aggregator.audit.replay import replay  # here: it alone needs numpy
+    from aggregator.audit.replay import replay  # here: it needs NumPy and Flower
 
     found = replay(arguments.study)
     if arguments.json:
@@ -248,7 +252,7 @@ def _replay(arguments: argparse.Namespace) -> int:
         ]
         columns = ("", "round", "inputs, in order", "model in the ledger", "made here")
         show_table(f"study {found.study[:16]}: {found.orders} orders offer these models", columns, rows)
-        print("\n".join(f"FAILED: {problem}" for problem in found.problems) or "every model is what its updates give")
+        show_lines(*[f"FAILED: {problem}" for problem in found.problems] or ["every model is what its updates give"])
     return OK if found.ok else UNVERIFIED
 
 

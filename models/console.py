@@ -15,14 +15,14 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from models.errors import BadSignature, DigestMismatch, IntramuralError, Rewritten
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-OK, FAILED, USAGE, UNVERIFIED = 0, 1, 2, 3
+OK, FAILED, UNVERIFIED = 0, 1, 3  # 2, wrong usage, is argparse's own
 
 Report = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
@@ -47,9 +47,7 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> 
         code = arguments.run(arguments)
         sys.stdout.flush()
     except IntramuralError as error:
-        print(f"error: {error}", file=sys.stderr)
-        if error.hint:
-            print(f"  do: {error.hint}", file=sys.stderr)
+        _complain(str(error), error.hint)
         if arguments.verbose:
             logging.getLogger("intramural").debug("where it happened", exc_info=error)
         return UNVERIFIED if isinstance(error, Rewritten | BadSignature | DigestMismatch) else FAILED
@@ -57,17 +55,22 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> 
         if isinstance(error, BrokenPipeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to flush has no reader
             return OK
-        print(f"error: {error.filename or 'this machine'}: {error.strerror}", file=sys.stderr)
-        print("  do: see that the path is right, can be read and written, and that the disk has space", file=sys.stderr)
+        hint = "see that the path is right, can be read and written, and that the disk has space"
+        _complain(f"{error.filename or 'this machine'}: {error.strerror}", hint)
         return FAILED
     except ImportError as error:
-        print(f"error: this command needs {error.name}, which cannot be imported: {error}", file=sys.stderr)
-        print("  do: run: pip install 'intramural[silo]'", file=sys.stderr)
+        hint = "run: pip install 'intramural[silo]'"
+        _complain(f"this command needs {error.name}, which cannot be imported: {error}", hint)
         return FAILED
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
     return int(code)
+
+
+def _complain(message: str, hint: str) -> None:
+    told = f"error: {message}\n  do: {hint}" if hint else f"error: {message}"
+    show_lines(*told.split("\n"), file=sys.stderr)
 
 
 def _quiet_libraries() -> None:
@@ -117,13 +120,18 @@ def show_json(value: Any) -> None:
 
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print a table. In a pipe, and where rich is not installed, it has no frame and is as wide as it needs to be."""
-    title = printable(title)
+    title, columns = printable(title), [*map(printable, columns)]
     cells = [["" if cell is None else "\n".join(map(printable, str(cell).split("\n"))) for cell in row] for row in rows]
     if sys.stdout.isatty():
         with suppress(ImportError):  # a stranger's machine, where nothing but the auditor's command is installed
             _framed(title, columns, cells)
             return
-    print("\n".join([title, *_plain([list(columns), *cells])]))
+    print("\n".join([title, *_plain([columns, *cells])]))
+
+
+def show_lines(*lines: str, file: TextIO | None = None) -> None:
+    """Print lines in which somebody else's words may be; on stdout by default."""
+    print("\n".join(map(printable, lines)), file=file)
 
 
 def printable(text: str) -> str:
@@ -136,7 +144,7 @@ def _framed(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(*columns, title=title, title_justify="left", title_style="bold")
+    table = Table(*map(escape, columns), title=escape(title), title_justify="left", title_style="bold")
     for row in rows:
         table.add_row(*map(escape, row))
     Console().print(table)

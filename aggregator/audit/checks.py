@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aggregator.audit import lines
-from aggregator.audit.ledgers import check_statement
 from aggregator.audit.proofs import Proof
+from aggregator.audit.reader import check_statement
 from models.errors import BadSignature, Malformed, ProtocolError
 from models.exchange.statement import Statement, receipt_bytes
 from models.ledger import Checkpoint, Event, Record, Verifier, verify_inclusion
@@ -175,8 +175,9 @@ def _read(proof: Proof, records: Sequence[Record], own: Verifier, peer: Verifier
         try:
             if {statement.src, statement.dst} != {own.name, proof.peer}:
                 raise Malformed("is between other parties")
-            if not check_statement(record, own, keys):
+            if statement.src not in keys:
                 raise BadSignature(f"nobody says which key {statement.src} has; give it")
+            check_statement(statement, record, own, keys)
             receipt = receipts.pop(statement.xid, None) if lines.is_offer(record) else None
             if receipt is not None:
                 if peer is None:

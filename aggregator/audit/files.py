@@ -2,6 +2,8 @@
 
 A statement names the one before it, so the newest statement that both sides show stands for all before it;
 and the head that came with it must be one that the sender's ledger, as the file's head has it, continues.
+It does not stand for the receiver having kept all before it: an older statement that the receiver was given and
+denies is in neither file. Two ledgers show it, by its receipt.
 """
 
 from pathlib import Path
@@ -105,7 +107,9 @@ def _continued(proof: Proof, sender: Checked, head: tuple[int, str] | None) -> l
     size, root = head
     if size > sender.head.size:
         return [f"{sender.party}'s ledger ends at line {sender.head.size}, but had {size} lines before"]
-    path = proof.earlier.get(size)
-    if path is None or not verify_consistency(size, sender.head.size, bytes.fromhex(root), sender.head.root, path):
+    path = proof.earlier.get(size, () if size == sender.head.size else None)
+    if path is None:
+        return [f"{sender.party}'s file does not prove the {size} lines that {sender.peer} was shown; make it anew"]
+    if not verify_consistency(size, sender.head.size, bytes.fromhex(root), sender.head.root, path):
         return [f"{sender.party}'s ledger was rewritten in its first {size} lines"]
     return []

@@ -12,9 +12,9 @@ that tie them to the ledger's signed head, and that head. Together with the othe
 - Each hospital whose update went in signed that update, and gave it for this round of this study.
 - Each hospital whose metrics are shown signed them, as those of this model on its own held-out patients.
 
-It does not show that the sum was taken rightly (`replay` does), that the hospitals' keys are those of the
-hospitals (compare them, or give them with `--key`), that the numbers which they signed are true, or that the
-model is good for anything.
+It does not show that the sum was taken rightly and of every accepted update (`replay` does), that the hospitals'
+keys are those of the hospitals (compare them, or give them with `--key`), that the numbers which they signed are
+true, or that the model is good for anything.
 """
 
 import hashlib
@@ -25,9 +25,9 @@ from typing import Any
 
 from aggregator.audit import lines
 from aggregator.audit.checks import included, signed_head
-from aggregator.audit.ledgers import check_statement
 from aggregator.audit.proofs import Proof, load
-from models.errors import BadSignature, LedgerError, Malformed, ProtocolError
+from aggregator.audit.reader import check_statement
+from models.errors import LedgerError, Malformed, ProtocolError
 from models.exchange.weights import file_digests
 from models.ledger import Checkpoint, Event, Record, Verifier
 from models.ledger.canonical import digest, parse
@@ -166,8 +166,7 @@ def _signed(
         if not lines.is_receipt(record):
             continue
         try:
-            if not check_statement(record, own, keys):
-                raise BadSignature("nobody says which key its sender has")
+            check_statement(lines.statement(record), record, own, keys)
         except ProtocolError as error:
             problems.append(f"line {record.seq + 1}: {error}")
         else:
@@ -176,7 +175,9 @@ def _signed(
 
 def _inputs(made: Record, signed: Mapping[str, Record], problems: list[str]) -> Iterator[str]:
     """The hospitals whose updates went in; whoever's was accepted must have signed it, for this round and base."""
-    used = lines.taken(made)
+    used, silos = lines.taken(made), [item["silo"] for item in made.body["inputs"]]
+    if silos != sorted(set(silos)):
+        problems.append(f"line {made.seq + 1}: the round's inputs are not each hospital once, in order of name")
     for item in made.body["inputs"]:
         record, silo = signed.get(item["xid"]), item["silo"]
         if record is None or record.event != Event.UPDATE_RECEIVED:

@@ -6,14 +6,14 @@ Statement by statement, from the two ledgers; or from proof files of them (see `
 are handed out more easily.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from aggregator.audit import files
 from aggregator.audit.lines import heads, offered, peers, received, require_readable
 from aggregator.audit.reconciliation import Reconciliation
 from models.errors import BadSignature, LedgerError
-from models.exchange.statement import GENESIS, Kind, signing_bytes
+from models.exchange.statement import GENESIS, Kind, receipt_bytes, signing_bytes
 from models.ledger import Checkpoint, Event, Opened, Record, Verifier, read, read_partings
 
 
@@ -32,16 +32,32 @@ def reconcile(aggregator: Path | str, silo: Path | str) -> Reconciliation:
         BadSignature: One of the two is signed with another key than the other side knows.
         Malformed: A file is no proof, or a key is none.
     """
-    if Path(aggregator).is_file() or Path(silo).is_file():
-        return files.compare(Path(aggregator), Path(silo))
-    theirs = read(aggregator)
-    require_readable(theirs)
-    created = next((r for r in theirs.records if r.event == Event.STUDY_CREATED), None)
+    return reconcile_each(aggregator, [silo])[0]
+
+
+def reconcile_each(aggregator: Path | str, silos: Iterable[Path | str]) -> list[Reconciliation]:
+    """Compare what the aggregator and each of some silos say; see `reconcile`. The aggregator's ledger is read once."""
+    found, theirs = [], None
+    for silo in silos:
+        if Path(aggregator).is_file() or Path(silo).is_file():
+            found.append(files.compare(Path(aggregator), Path(silo)))
+            continue
+        theirs = theirs or _readable(aggregator)
+        found.append(_compare(_study(theirs), theirs, _readable(silo)))
+    return found
+
+
+def _readable(folder: Path | str) -> Opened:
+    opened = read(folder)
+    require_readable(opened)
+    return opened
+
+
+def _study(opened: Opened) -> str:
+    created = next((r for r in opened.records if r.event == Event.STUDY_CREATED), None)
     if created is None or created.study is None:
-        raise LedgerError(f"{aggregator}: is no ledger of a study", "give the ledger folder in the study's folder")
-    ours = read(silo)
-    require_readable(ours)
-    return _compare(created.study, theirs, ours)
+        raise LedgerError(f"{opened.folder}: is no ledger of a study", "give the ledger folder in the study's folder")
+    return created.study
 
 
 def _compare(study: str, theirs: Opened, ours: Opened) -> Reconciliation:
@@ -60,6 +76,7 @@ def _compare(study: str, theirs: Opened, ours: Opened) -> Reconciliation:
             raise LedgerError(f"{ours.folder}: {name} took no part in the study of {theirs.folder}", hint)
         problems.append(f"{name} took part, but the aggregator's ledger never enrolled it")
     problems += _contradictions("order", sent, got, hub) + _contradictions("reply", answered, taken, ours.verifier)
+    problems += _denied("order", theirs, sent, got, ours.verifier) + _denied("reply", ours, answered, taken, hub)
     problems += _rewritten(theirs, [*heads(ours.records, study, hub.name), *_last_head(ours, study, hub)])
     problems += _rewritten(ours, [*heads(theirs.records, study, name), *_last_head(theirs, study, ours.verifier)])
     agreed_orders, agreed_replies = [x for x in sent if x in got], [x for x in answered if x in taken]
@@ -107,6 +124,26 @@ def _contradictions(
         if record.body["statement"]["prev"] != previous:
             problems.append(f"{what} {xid[:16]} does not name the one before it")
         previous = xid
+    return problems
+
+
+def _denied(
+    what: str, sender: Opened, offered: Mapping[str, Record], received: Mapping[str, Record], receiver: Verifier
+) -> list[str]:
+    """What the receiver signed to have, and has not."""
+    problems = []
+    for record in sender.records:
+        if record.event != Event.EXCHANGE_RECEIPT:
+            continue
+        xid = record.body["xid"]
+        if xid not in offered or xid in received:
+            continue
+        try:
+            receiver.verify(receipt_bytes(xid), bytes.fromhex(record.body["receipt"]))
+        except BadSignature as error:
+            problems.append(f"the receipt for {what} {xid[:16]}: {error}")
+        else:
+            problems.append(f"{receiver.name} gave a receipt for {what} {xid[:16]}, but its ledger does not have it")
     return problems
 
 

@@ -35,6 +35,7 @@ from typing import Any, Literal, Self
 from models.errors import Malformed
 from models.ledger import Record, Verifier
 from models.ledger.canonical import canonical, parse
+from models.ledger.disk import open_regular
 from models.ledger.forms import count, many, one_of, optional, record, text
 from models.ledger.keys import from_base64, to_base64
 from models.ledger.vocabulary import DIGEST, NAME, VKEY
@@ -155,7 +156,8 @@ def load(path: Path) -> Proof:
         Malformed: It is none; the message names it.
     """
     try:
-        return Proof.decode(path.read_bytes())
+        with open_regular(path) as file:
+            return Proof.decode(file.read(MAX_PROOF + 1))
     except Malformed as error:
         raise Malformed(f"{path}: {error}", error.hint) from None
 

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Iterable, Mapping
+from itertools import dropwhile
 from pathlib import Path
 
 from aggregator.audit.lines import NAMING, offered, received, require_readable, statement, versions
 from aggregator.audit.lines import documents as documents_of
 from aggregator.audit.proofs import Line, Proof
 from models.errors import ConfigError
-from models.ledger import Checkpoint, Event, Opened, Record, read, read_partings
+from models.ledger import Checkpoint, Event, Opened, Parting, Record, read, read_partings
 from models.ledger.events import is_digest
 
 _TITLES = {Event.STUDY_CREATED, Event.STUDY_APPROVED}
@@ -56,7 +57,7 @@ def prove(
     shown.sort(key=lambda line: line.seq)
     size, tree = opened.head.size, opened.tree
     last = next((p for p in read_partings(opened.folder) if (p.study, p.peer) == (study, peer)), None)
-    seen = {r.body["size"] for r in tail} | ({Checkpoint.open(last.ours, opened.verifier).size} if last else set())
+    seen = {r.body["size"] for r in tail} | _leaves(opened, study, last)
     return Proof(
         of="exchange" if exchange else "pair",
         study=study,
@@ -108,6 +109,17 @@ def _told(key: str, name: str) -> str:
     """A study as NAME@DIGEST, a party or an exchange as it is; of a digest as much as tells it from others."""
     short = key[:16] if is_digest(key) else key
     return short if name == key else f"{name}@{short}"
+
+
+def _leaves(opened: Opened, study: str, last: Parting | None) -> set[int]:
+    """Sizes of the heads that the other side may have been shown at the end of a study.
+
+    A coordinator that got no answer has kept none; what it showed was a head of its study's ledger after the close.
+    """
+    notes = [note for note in (last.ours, last.shown) if note] if last else []
+    records = [record for record in opened.records if record.study == study]
+    over = dropwhile(lambda record: record.event != Event.STUDY_CLOSED, records)
+    return {Checkpoint.open(note, opened.verifier).size for note in notes} | {record.seq + 1 for record in over}
 
 
 def _named(record: Record) -> str:

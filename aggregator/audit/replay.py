@@ -6,8 +6,9 @@ The study must have been planned with `keep_updates = true`. Nothing is taken fr
 can be computed: the first model is the one that the hospitals approved, every input is an update that a
 hospital signed and whose arrays have the digest it signed, the updates are combined with the recorded weights
 by the code that combined them first, and the model's digest must be the recorded one. So must be what the
-strategy remembers from round to round, and the silos that it chose. Every model that
-was offered to a hospital must be the newest of these at that line, or the first one.
+strategy remembers from round to round, and the silos that it chose. A round must combine each update that it
+accepted, once, or name its hospital among those excluded. Every model that was offered to a hospital, or released,
+or with which a void round or the study ended, must be the newest of these at that line, or the first one.
 
 A sum (FedAvg, FedProx) comes out the same on any machine with IEEE 754 float32. The arithmetic of the other
 strategies is Flower's and NumPy's: give their replay the versions with which the study ran. torch is not used.
@@ -30,6 +31,9 @@ from models.ledger import Event, Opened, Record, Verifier, read
 
 if TYPE_CHECKING:
     from aggregator.strategy import Audited, Combined
+
+
+_STANDS = (Event.ROUND_VOID, Event.STUDY_CLOSED, Event.MODEL_RELEASED)
 
 
 @dataclass(frozen=True)
@@ -108,22 +112,24 @@ def replay(folder: Path | str) -> Replay:
     if spec.digest != agreement.spec:
         raise DigestMismatch(f"{folder / 'models' / '000.safetensors'}: has other arrays than the study's")
     made = [(0, agreement.initial)]
-    strategy, state = build(agreement.plan), dict[str, Vector]()
+    strategy, state, before = build(agreement.plan), dict[str, Vector](), 0
     named = agreement.plan.strategy.model_dump(mode="json")
     for record in sums:
         number, body = record.round or 0, record.body
         problems = [] if body["base"] == made[-1][1] else ["it does not start from the model before it"]
         problems += [] if body["strategy"] == named else ["it names another strategy than the agreement"]
         silos = [item["silo"] for item in body["inputs"]]
-        problems += [] if silos == sorted(silos) else ["its inputs are in another order than that of their names"]
+        problems += [] if silos == sorted(set(silos)) else ["its inputs are not each hospital once, in order of name"]
+        problems += _left_out(record, updates.values())
         problems += [what for item in body["inputs"] for what in _unsigned(item, record, updates, keys, opened)]
         try:
             enrolled = sum(r.event == Event.SILO_ENROLLED and r.seq < record.seq for r in records)
-            combined = _combined(strategy, folder, record, spec, model, state, updates, opened, enrolled)
+            nth, counts = len(result.models) + 1, (before, enrolled)
+            combined = _combined(strategy, folder, record, nth, spec, model, state, updates, opened, counts)
         except (DataError, DigestMismatch) as error:
             result.problems.append(f"round {number}: {error}")
             break
-        model, state = combined.model, dict(combined.state)
+        model, state, before = combined.model, dict(combined.state), enrolled
         found = vector_digest(spec.digest, model)
         result.models.append(Remade(number, silos, body["model"], found))
         if found != body["model"]:
@@ -137,10 +143,23 @@ def replay(folder: Path | str) -> Replay:
             break
         made.append((record.seq, found))
     else:
-        checked = list(_orders(opened, records, made))
+        checked = [*_orders(opened, records, made), *_standing(records, made)]
         result.problems.extend(problem for problem in checked if problem)
         return Replay(result.study, result.models, checked.count(""), result.problems)
     return result
+
+
+def _left_out(sum_: Record, updates: Iterable[Record]) -> Iterator[str]:
+    """Hospitals whose accepted update a round neither combined nor excluded by name."""
+    body = sum_.body
+    told = {*(item["silo"] for item in body["inputs"]), *body["excluded"]}
+    accepted = {
+        update.body["statement"]["src"]
+        for update in updates
+        if (update.round, update.body["base"]) == (sum_.round, body["base"]) and update.seq < sum_.seq
+    }
+    for silo in sorted(accepted - told):
+        yield f"it says nothing of the update of {silo}, which was accepted"
 
 
 def _path(folder: Path, round_: int | None, silo: str) -> Path:
@@ -185,12 +204,13 @@ def _combined(
     strategy: "Audited",
     folder: Path,
     record: Record,
+    number: int,
     spec: Spec,
     base: Vector,
     state: Mapping[str, Vector],
     updates: Mapping[str, Record],
     opened: Opened,
-    enrolled: int,
+    enrolled: tuple[int, int],
 ) -> "Combined":
     contributions = []
     for item in record.body["inputs"]:
@@ -202,11 +222,22 @@ def _combined(
         loss = Manifest.decode(opened.manifest(lines.statement(update).body)).metrics.get("loss") if update else None
         load, part = functools.partial(_load, path), functools.partial(load_part, path)
         contributions.append(Contribution(item["silo"], item["weight"], load, part, loss))
-    return strategy.combine(record.round or 0, lambda: base, contributions, state, enrolled)
+    return strategy.combine(number, lambda: base, contributions, state, enrolled)
 
 
 def _load(path: Path) -> Vector:
     return load_vector(path)[1]
+
+
+def _standing(records: Iterable[Record], made: Sequence[tuple[int, str]]) -> Iterator[str]:
+    """How a model that is said to stand, or that was handed out, is not the newest one at that line."""
+    for record in records:
+        if record.event in _STANDS and record.body["model"] != _newest(made, record):
+            yield f"round {record.round}: {record.event} names another model than the newest one"
+
+
+def _newest(made: Sequence[tuple[int, str]], record: Record) -> str:
+    return [model for seq, model in made if seq < record.seq][-1]
 
 
 def _orders(opened: Opened, records: Iterable[Record], made: Sequence[tuple[int, str]]) -> Iterator[str]:
@@ -216,7 +247,7 @@ def _orders(opened: Opened, records: Iterable[Record], made: Sequence[tuple[int,
         if record.event != Event.ORDER_OFFERED:
             continue
         statement = lines.statement(record)
-        newest = [model for seq, model in made if seq < record.seq][-1]
+        newest = _newest(made, record)
         try:
             if statement.body not in orders:
                 orders[statement.body] = Order.decode(opened.manifest(statement.body))

@@ -28,8 +28,8 @@ from aggregator.exports.fact import Fact, facts
 from models.errors import ConfigError, IntramuralError, Locked, Malformed
 from models.exchange.documents import Digest, Document
 from models.ledger import Opened, Verifier, read
-from models.ledger.disk import lock, publish, sync_folder, unlock, write_all
-from models.ledger.reading import CHECKPOINT, LINES, rewritten
+from models.ledger.disk import lock, publish, read_bounded, sync_folder, unlock, write_all
+from models.ledger.reading import CHECKPOINT, LINES, MAX_NOTES, rewritten
 
 log = logging.getLogger("intramural.export")
 
@@ -81,14 +81,16 @@ class File:
         return str(self.path.absolute())
 
     def take(self, facts: Sequence[Fact]) -> None:
-        """Add lines, durably.
+        """Add lines, durably; one of them that was half written before is cut first.
 
         Raises:
             OSError: They could not be made durable.
         """
+        lines = [self.render(fact) + b"\n" for fact in facts]
+        _cut_half(self.path, lines)
         number = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
         try:
-            write_all(number, b"".join(self.render(fact) + b"\n" for fact in facts))
+            write_all(number, b"".join(lines))
             os.fsync(number)
         finally:
             os.close(number)
@@ -201,9 +203,21 @@ def _deliver(sink: Sink, batch: list[Fact], stop: threading.Event, patience: flo
             return True
 
 
+def _cut_half(path: Path, lines: Sequence[bytes]) -> None:
+    """Cut from a file the beginning of one of these lines, as a full disk or a killed process leaves it at the end."""
+    if not path.is_file():  # a pipe has no end to look at
+        return
+    with path.open("r+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(end - max(map(len, lines)), 0))
+        half = file.read().rpartition(b"\n")[2]
+        if half and any(line.startswith(half) for line in lines):  # of anything else nothing is cut
+            file.truncate(end - len(half))
+
+
 def _signed_head(folder: Path) -> bytes:
     try:
-        return (folder / CHECKPOINT).read_bytes()
+        return read_bounded(folder / CHECKPOINT, MAX_NOTES)
     except OSError:
         return b"?"  # `read` says what is wrong
 

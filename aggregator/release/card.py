@@ -5,14 +5,14 @@ training, limits. Every number is one that a hospital told the coordinator, by h
 mean; what no ledger knows is left blank, visibly, for people to fill in elsewhere.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from aggregator.exports.fact import text
 from aggregator.release.bundle import STAYS
 from aggregator.release.papers import EXACT, Hospital, Papers
 from models.page import Blank, Cell, Code, Item, Page, Section, Table
 from models.plan import Plan, TaskSettings
+from models.settings import flat
 
 _RUN = """\
 pip install 'intramural[silo]'        # and fire, for MONAI's command line
@@ -33,7 +33,7 @@ def card(told: Papers) -> Page:
         Section("Intended use and limits", list(_use())),
         Section("Data, by hospital", list(_data(told))),
         Section("What it reaches, by hospital", list(_results(told))),
-        Section("How it was trained", [Table(("key of the plan", "value"), list(_flat(told.plan.model_dump())))]),
+        Section("How it was trained", [Table(("key of the plan", "value"), list(_training(told.plan)))]),
         Section("Software, by hospital", [_software(told)]),
         Section("How to run it", list(_run(told.plan))),
         Section("How to check it", list(_check())),
@@ -85,11 +85,12 @@ def _data(told: Papers) -> Iterator[Item]:
             hospital.rounds,
             _count(hospital.examples),
             ", ".join(hospital.filters) or "-",
-            "no noise: not bounded" if hospital.epsilon is None else f"{hospital.epsilon:g}",
+            hospital.epsilon,
         )
         for hospital in used
     ]
-    yield Table(("hospital", "rounds", "trained on, in the last round", "filters of its gate", "epsilon"), rows)
+    gate = ("filters of its gate, on its last update", "epsilon up to that")
+    yield Table(("hospital", "rounds", "trained on, in the last round", *gate), rows)
     equal = told.plan.weights == "equal"
     counts = "Hospitals count the same here, so none said how many it has." if equal else "Numbers are ranges."
     yield (
@@ -157,10 +158,7 @@ def _count(band: str) -> str:
     return band if band != EXACT else f"{EXACT}, and not here"
 
 
-def _flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
-    """Every key of a plan with its value; tables by their keys with a dot."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{above}{key}.")
-        elif value is not None:
-            yield f"{above}{key}", text(", ".join(map(str, value)) if isinstance(value, list | tuple) else value)
+def _training(plan: Plan) -> Iterator[Sequence[Cell]]:
+    for key, value in flat(plan.model_dump()):
+        if value not in (None, {}):
+            yield key, text(", ".join(map(str, value)) if isinstance(value, list | tuple) else value)

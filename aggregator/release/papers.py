@@ -25,8 +25,8 @@ class Hospital:
         name: As the coordinator enrolled it.
         rounds: Rounds that its updates went into.
         examples: How many patients or images its update of the last round was trained on, as a band.
-        filters: What its gate did to that update.
-        epsilon: Differential privacy spent by it up to then; None where it added no noise.
+        filters: What its gate did to the newest update of it that went into any round.
+        epsilon: Differential privacy spent by it up to that update, in words.
         evaluated: How many held-out images it measured the final model on, as a band.
         metrics: What it measured.
         withheld: Metrics that its policy kept back.
@@ -37,7 +37,7 @@ class Hospital:
     rounds: int = 0
     examples: str = ""
     filters: list[str] = field(default_factory=list)
-    epsilon: float | None = None
+    epsilon: str = ""
     evaluated: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
     withheld: list[str] = field(default_factory=list)
@@ -90,11 +90,13 @@ def papers(opened: Opened, agreement: Agreement) -> Papers:
         raise ConfigError(f"{opened.folder.parent}: no round of the study made a model", "there is nothing to release")
     last = sums[-1].record
     hospitals: dict[str, Hospital] = {}
+    used: set[str] = set()  # updates that went into any round
     for fact in sums:
         for item in taken(fact.record):
             hospitals.setdefault(item["silo"], Hospital(item["silo"])).rounds += 1
+            used.add(item["xid"])
     shown = {item["xid"] for item in last.body["inputs"]}  # the proof repeats their weights, taken or not
-    used = {item["xid"] for item in taken(last)}
+    newest = {item["xid"] for item in taken(last)}
     exact: set[str] = set()
     for fact, manifest in _manifests(found):
         measured = fact.record.event == Event.REPORT_RECEIVED and manifest.base == last.body["model"]
@@ -109,8 +111,9 @@ def papers(opened: Opened, agreement: Agreement) -> Papers:
             hospital.metrics = dict[str, float](manifest.metrics.items())
             hospital.withheld = [*manifest.withheld]
         else:
-            hospital.examples, hospital.filters = _band(manifest.examples), filters(manifest)
-            hospital.epsilon = manifest.privacy.epsilon if manifest.privacy else None
+            hospital.examples = _band(manifest.examples) if fact.xid in newest else ""
+            hospital.filters = filters(manifest)
+            hospital.epsilon = f"{manifest.privacy.epsilon:g}" if manifest.privacy else "no noise: not bounded"
     void = sum(fact.record.event == Event.ROUND_VOID for fact in found)
     return Papers(agreement, last.round or 0, last.body["model"], void, dict(sorted(hospitals.items())), sorted(exact))
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from aggregator.audit import reconcile, verify
+from aggregator import audit
 from aggregator.exports.fact import Fact, band, filters, in_short, listed, text
 from aggregator.report.account import Account, Study, account
 from aggregator.report.views import gdpr, hipaa
@@ -52,10 +52,11 @@ def report(
         BadSignature: It is not signed by that key.
     """
     opened = read(ledger, verifier)
-    found = account(opened)
+    verdict = audit.verify(ledger, opened.verifier)
+    found = account(opened, verdict.acknowledged)
     sections = [
         _summary(found),
-        _checks(ledger, aggregator, opened.verifier, given=verifier is not None),
+        _checks(ledger, aggregator, verdict, given=verifier is not None),
         *(section for study in found.studies for section in _study(found, study)),
         *_elsewhere(found),
         *(VIEWS[view](found) if view else []),
@@ -85,8 +86,7 @@ def _summary(found: Account) -> Section:
     return Section("In short", [Table(("what", "value"), rows)])
 
 
-def _checks(ledger: Path, aggregator: Path | None, verifier: Verifier, *, given: bool) -> Section:
-    verdict = verify(ledger, verifier)
+def _checks(ledger: Path, aggregator: Path | None, verdict: audit.Verdict, *, given: bool) -> Section:
     said = f"{verdict.size} lines, {verdict.statements} signed statements and {verdict.receipts} receipts were checked"
     items: list[Item] = [Verdict(verdict.ok, f"This ledger: {said}; {_problems(verdict.problems)}.")]
     if not given:
@@ -100,7 +100,7 @@ def _checks(ledger: Path, aggregator: Path | None, verifier: Verifier, *, given:
         items.append("No second ledger was given, so nothing is said about whether the other side tells the same.")
         return Section("Do the signatures hold?", items)
     try:
-        both = reconcile(aggregator, ledger)
+        both = audit.reconcile(aggregator, ledger)
     except IntramuralError as error:
         items.append(Verdict(ok=False, text=f"The two ledgers could not be compared: {text(str(error))}"))
     else:

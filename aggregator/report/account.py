@@ -4,7 +4,7 @@ Read from the signed lines and from the manifests beside them, from either side:
 what left it, the aggregator's what came to it. Each thing that a line leaves open is left open here.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -116,10 +116,12 @@ class Account:
     Attributes:
         opened: The ledger.
         facts: Its lines.
+        receipts: xids of what its receiver signed to have, as far as that signature was checked.
     """
 
     opened: Opened
     facts: Sequence[Fact]
+    receipts: Collection[str] = ()
 
     @property
     def party(self) -> str:
@@ -145,11 +147,6 @@ class Account:
         """Refusals and rejections that belong to no study."""
         return [fact for fact in self.facts if not fact.study and fact.sense.outcome is not Outcome.OK]
 
-    @cached_property
-    def receipts(self) -> set[str]:
-        """Identities of what the other side signed to have received."""
-        return {text(fact.record.body.get("xid")) for fact in self.facts if fact.record.event == Event.EXCHANGE_RECEIPT}
-
     @property
     def policies(self) -> list[tuple[Fact, Mapping[str, Any]]]:
         """Each policy of the hospital, with the line from which on it held."""
@@ -158,13 +155,18 @@ class Account:
 
     def acknowledged(self, fact: Fact) -> bool:
         """Whether the receiver signed that it got this."""
-        received_here = fact.destination == self.party and bool(fact.record.body.get("receipt"))
-        return received_here or fact.xid in self.receipts
+        return fact.xid in self.receipts
 
 
-def account(opened: Opened) -> Account:
-    """Read a ledger that was verified."""
-    return Account(opened, facts(opened))
+def account(opened: Opened, receipts: Collection[str] = ()) -> Account:
+    """Read a ledger that was verified.
+
+    Args:
+        opened: The ledger.
+        receipts: xids of what its receiver signed to have, as `verify` found them; without them nothing is told as
+            acknowledged.
+    """
+    return Account(opened, facts(opened), receipts)
 
 
 def _add(opened: Opened, study: Study, fact: Fact) -> None:

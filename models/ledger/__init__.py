@@ -8,9 +8,9 @@ party's public key, and no other part of this toolkit.
 
     opened = read(folder, Verifier.parse(vkey))      # raises if one byte of the past has changed
 
-`events` says what a line can be and `canonical` gives it one text; `merkle` gives many lines one root,
-`keys` say who speaks and `note` puts the name under the root; `log` writes the lines through `disk`, and
-`reading` checks them.
+`events` says what a line can be and `canonical` gives it one text; `vocabulary` says, in `forms`, what each
+event's line holds; `merkle` gives many lines one root, `keys` say who speaks and `note` puts the name under
+the root; `log` writes the lines through `disk`, and `reading` checks them.
 """
 
 from models.ledger.events import Entry, Event, Record

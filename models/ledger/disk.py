@@ -1,16 +1,20 @@
-"""Writing that survives a power cut: whole files, their names, and a lock for the one who writes.
+"""Writing that survives a power cut, and reading that no file can stop or fill the memory with.
 
 What a program writes is in memory first. It is on the disk once the system has synced the file, and the
-file's name is there once its folder is synced too. Every function here returns after both, or raises
-`OSError`; a file that was there before is then still whole.
+file's name is there once its folder is synced too. `create`, `publish`, `rename` and `make_folder` return after
+both, or raise `OSError`; a file that was there before is then still whole.
 
     publish(Path("checkpoint"), b"...")     # a reader sees the old file or the new one, never half of one
 """
 
+import errno
 import os
 import shlex
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from models.errors import ConfigError, Locked
 
@@ -60,6 +64,36 @@ def publish(path: Path, content: bytes) -> None:
     draft = path.with_name(f"{path.name}.new")
     _fill(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), content)
     rename(draft, path)
+
+
+@contextmanager
+def open_regular(path: Path) -> Iterator[BinaryIO]:
+    """Open a file of somebody who may be no friend, to read it: never a pipe, which would be waited for, nor a device.
+
+    Raises:
+        OSError: It cannot be opened, or is no regular file.
+    """
+    with open(path, "rb", opener=_at_once) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "is no regular file", str(path))
+        yield file
+
+
+def read_bounded(path: Path, most: int) -> bytes:
+    """Read a whole file of somebody who may be no friend.
+
+    Args:
+        path: The file.
+        most: Bytes that it may have.
+
+    Raises:
+        OSError: It cannot be read, is no regular file, or is longer.
+    """
+    with open_regular(path) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"is longer than {most} bytes", str(path))
+    return content
 
 
 def read_private(path: Path, restore: str) -> bytes:
@@ -164,6 +198,10 @@ def is_locked(path: Path) -> bool:
     except Locked:
         return True
     return False
+
+
+def _at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # not every system that a ledger is read on has it
 
 
 def _fill(number: int, content: bytes) -> None:

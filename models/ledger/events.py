@@ -20,7 +20,7 @@ START = "0" * 64
 
 MAX_LINE = 2**20
 """Bytes of the longest line: that of a round in which six thousand hospitals took part. What is unbounded goes into a
-manifest."""
+document beside the ledger."""
 
 
 class Event(StrEnum):
@@ -64,7 +64,7 @@ class Event(StrEnum):
     SURVEY_RECEIVED = "survey.received", "Aggregator, when such counts passed every check, and before they are used."
     REFUSAL_OFFERED = (
         "refusal.offered",
-        "Silo, before it answers that it does not do what was asked; the manifest holds the code.",
+        "Silo, before it answers that it does not do what was asked; the document that it names holds the code.",
     )
     REFUSAL_RECEIVED = "refusal.received", "Aggregator, when a silo refused."
     CLOSING_OFFERED = "closing.offered", "Silo, as its last word on a study."
@@ -91,7 +91,7 @@ class Entry:
     Attributes:
         event: What happened.
         body: Its particulars, JSON values; nothing that identifies a patient.
-        study: Digest of the study's plan, 64 hex digits, if it belongs to one.
+        study: The study's digest (that of its agreement), 64 hex digits, if it belongs to one.
         round: Round of the study, from 0, if it belongs to one.
     """
 
@@ -112,7 +112,7 @@ class Record:
         ts: When it was written by this machine's clock, UTC: `2026-11-22T13:53:01Z`.
         salt: 32 hex digits that only the writer can know, so that a hidden line cannot be guessed.
         event: What happened.
-        study: Digest of the study's plan, or None.
+        study: The study's digest (that of its agreement), or None.
         round: Round of the study, or None.
         body: The particulars of the event.
     """

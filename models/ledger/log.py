@@ -189,7 +189,7 @@ class Ledger:
             return records
 
     def store(self, manifest: bytes) -> str:
-        """Keep a long list beside the ledger, durable when this returns.
+        """Keep a document beside the ledger, durable when this returns.
 
         Call it before appending the line that names it.
 
@@ -221,7 +221,7 @@ class Ledger:
         """
         return read_manifest(self.folder, name)
 
-    def part(self, study: str, peer: str, *, theirs: str, ours: str) -> None:
+    def part(self, study: str, peer: str, *, theirs: str, ours: str, shown: str = "") -> None:
         """Keep what the other side signed last in a study, durable when this returns.
 
         Args:
@@ -229,11 +229,12 @@ class Ledger:
             peer: The other side's name.
             theirs: The signed head of its ledger.
             ours: A signed head of this ledger, cosigned by it.
+            shown: The signed head of this ledger that it is shown last.
 
         Raises:
             NotAppended: It is not known to be durable; the ledger must be opened again.
         """
-        content = canonical({"v": 1, "study": study, "peer": peer, "theirs": theirs, "ours": ours})
+        content = canonical({"v": 1, "study": study, "peer": peer, "theirs": theirs, "ours": ours, "shown": shown})
         self._keep(self.folder / PARTED / f"{study}-{peer}.json", content, "a farewell")
 
     def close(self) -> None:

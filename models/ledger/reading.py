@@ -2,7 +2,7 @@
 
     ledger.jsonl          one line per event, each naming the hash of the line before; only ever appended to
     checkpoint            how many lines there are and the root of their tree, signed (replaced as a whole)
-    manifests/<sha>.json  long lists that a line names by digest, written before that line
+    manifests/<sha>.json  documents that a line names by digest (orders, agreements, manifests, ...), written before it
     parted/<who>.json     what another party signed last in a study that is over: its own head, and this one's
 
     opened = read(folder, Verifier.parse(vkey))     # raises if one byte of the past has changed
@@ -15,16 +15,21 @@ import gc
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from models.errors import BadSignature, LedgerError, Malformed, Rewritten
 from models.ledger.canonical import digest, parse
-from models.ledger.events import START, Event, Record, is_digest
+from models.ledger.disk import open_regular, read_bounded
+from models.ledger.events import MAX_LINE, START, Event, Record, is_digest
 from models.ledger.keys import Verifier
 from models.ledger.merkle import Tree
 from models.ledger.note import Checkpoint
 
 LINES, CHECKPOINT, MANIFESTS, PARTED = "ledger.jsonl", "checkpoint", "manifests", "parted"
+MAX_NOTES, MAX_MANIFEST = 2**16, 2**26
+"""Bytes of the longest signed heads, and of the longest document, that are read; honest ones are far shorter."""
+
 TAMPERED = "keep the folder as it is, for whoever investigates, and restore a backup elsewhere"
 
 
@@ -86,8 +91,9 @@ def read(folder: Path | str, verifier: Verifier | None = None) -> Opened:
     path = folder / LINES
     # The checkpoint first: a writer at work can then only have added lines that it does not cover.
     with _told(folder / CHECKPOINT):
-        signed = (folder / CHECKPOINT).read_bytes()
-    with _told(path), path.open("rb") as lines, _no_collection():
+        signed = read_bounded(folder / CHECKPOINT, MAX_NOTES)
+    with _told(path), open_regular(path) as file, _no_collection():
+        lines = iter(partial(file.readline, MAX_LINE + 2), b"")  # more than a line and its end: it has no end
         records, incomplete = _chain(path, lines)
     if not records:
         raise rewritten(path, "line 1 is missing")
@@ -117,11 +123,11 @@ def read(folder: Path | str, verifier: Verifier | None = None) -> Opened:
 
 
 def read_manifest(folder: Path, name: str) -> bytes:
-    """A long list that a line names by its digest.
+    """A document that a line names by its digest.
 
     Args:
         folder: The ledger's folder.
-        name: SHA-256 of the list, 64 hex digits.
+        name: SHA-256 of the document, 64 hex digits.
 
     Raises:
         Malformed: That is no digest.
@@ -132,7 +138,7 @@ def read_manifest(folder: Path, name: str) -> bytes:
         raise Malformed(f"manifest {name[:80]!r}: is not a SHA-256 of 64 hex digits")
     path = folder / MANIFESTS / f"{name}.json"
     try:
-        content = path.read_bytes()
+        content = read_bounded(path, MAX_MANIFEST)
     except OSError as error:
         raise LedgerError(f"{path}: {error.strerror}", "the line that names it still stands") from error
     if digest(content) != name:
@@ -149,12 +155,14 @@ class Parting:
         peer: The other party's name.
         theirs: The signed head of its ledger.
         ours: A signed head of this ledger, cosigned by it.
+        shown: The signed head of this ledger that it was shown last; empty if that was not kept.
     """
 
     study: str
     peer: str
     theirs: str
     ours: str
+    shown: str = ""
 
 
 def read_partings(folder: Path) -> list[Parting]:
@@ -169,7 +177,7 @@ def read_partings(folder: Path) -> list[Parting]:
     found = []
     for path in sorted((folder / PARTED).glob("*.json")):
         try:
-            value = parse(path.read_bytes())
+            value = parse(read_bounded(path, MAX_NOTES))
             if value.pop("v") != 1 or not all(isinstance(item, str) for item in value.values()):
                 raise ValueError
             found.append(Parting(**value))

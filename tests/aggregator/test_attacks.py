@@ -18,6 +18,7 @@ from aggregator.audit import prove, reconcile, verify
 from models.console import show_table
 from models.errors import BadSignature, IntramuralError, LedgerError, ProtocolError
 from models.exchange import wire
+from models.exchange.channel import Channel, Received
 from models.exchange.documents import Refusal
 from models.exchange.statement import GENESIS, Kind, Statement, signing_bytes
 from models.ledger import Checkpoint, Entry, Event, Ledger, Record, Signer, read
@@ -363,6 +364,30 @@ def test_a_coordinator_that_shows_two_hospitals_two_histories_is_found_whichever
         assert row[2]
 
 
+def test_a_coordinator_that_takes_an_update_and_never_writes_it_down_is_found_by_its_receipt(
+    begun: Toy, table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Channel._write
+
+    def hide(channel: Channel, received: Received, *line: Any) -> None:
+        statement = received.statement
+        if (channel.peer.name, statement.kind, statement.round) == (SILO, Kind.UPDATE, 2):
+            channel.received.append(statement.xid)  # it is receipted with the next order
+            channel._numbers[statement.n] = statement.xid
+        else:
+            write(channel, received, *line)
+
+    monkeypatch.setattr(Channel, "_write", hide)
+    begun.run()
+    begun.close()
+    pair = ledgers(begun.folder)
+    row = told(lambda: verify(pair[0])), told(lambda: reconcile(*pair)), by_files(*pair, tmp_path)
+    table["aggregator: takes an update and never writes it down"] = row
+    assert "comes after number 1" in row[0]
+    assert "aggregator gave a receipt for reply" in row[1]
+    assert not row[2]  # the newest statements, which the files show, agree
+
+
 def test_a_coordinator_that_goes_back_to_an_older_ledger_is_refused_at_once_and_found_later(
     begun: Toy, table: Table, tmp_path: Path
 ) -> None:
@@ -501,11 +526,77 @@ def test_a_line_that_its_writer_signed_and_that_proves_nothing_is_found_and_told
     assert detected(ledgers(finished)[0], forged)
 
 
-def test_a_statement_whose_signature_could_not_be_checked_is_not_counted_as_checked(
+def received_twice(lines: Lines) -> Lines:
+    place = find(lines, Event.UPDATE_RECEIVED, 1)
+    return [*lines[: place + 1], *lines[place:]]
+
+
+def of_round_seven(lines: Lines) -> Lines:
+    place = find(lines, Event.UPDATE_RECEIVED, 1)
+    return [*lines[:place], replace(lines[place], round=7), *lines[place + 1 :]]
+
+
+def told_otherwise(event: Event, **body: Any) -> Callable[[Lines], Lines]:
+    return lambda lines: change(lines, find(lines, event, 1), **body)
+
+
+CONTRADICTIONS: dict[str, tuple[Callable[[Lines], Lines], str]] = {
+    "another weight": (told_otherwise(Event.UPDATE_RECEIVED, weight=1.0), "its weight is not the one in the document"),
+    "another model": (told_otherwise(Event.UPDATE_RECEIVED, base="ab" * 32), "its base is not the one in the document"),
+    "other metrics": (told_otherwise(Event.UPDATE_RECEIVED, metrics={"auc": 1.0}), "its metrics is not the one"),
+    "other arrays": (told_otherwise(Event.UPDATE_RECEIVED, digest="ab" * 32), "names other arrays than the statement"),
+    "another round": (of_round_seven, "the statement is of round 2, the line of round 7"),
+    "an update twice": (received_twice, "comes after number 2, and 0 are said to be missing"),
+    "a hospital that was never enrolled": (
+        lambda lines: without(lines, [find(lines, Event.SILO_ENROLLED)]),
+        "nobody says which key north has",
+    ),
+    "an untold gap": (
+        lambda lines: without(lines, [find(lines, Event.UPDATE_RECEIVED, 1)]),
+        "statement 3 of north to aggregator comes after number 1, and 0 are said to be missing",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONTRADICTIONS)
+def test_a_coordinators_ledger_that_contradicts_itself_is_found_alone(
+    finished: Path, rebuild: Callable[..., Path], name: str
+) -> None:
+    edit, said = CONTRADICTIONS[name]
+
+    def unwitnessed(lines: Lines) -> Lines:  # that the past is another is found too, if its witnesses still stand there
+        return [
+            replace(line, body={k: v for k, v in line.body.items() if k != "cosignature"}) for line in edit(list(lines))
+        ]
+
+    verdict = verify(rebuild(finished / "toy" / "ledger", hub_key(finished), unwitnessed))
+    assert said in " ".join(verdict.problems)
+
+
+@pytest.mark.parametrize("side", ["aggregator", SILO])
+def test_a_past_that_the_witnesses_named_in_the_lines_did_not_see_is_found_alone(
+    finished: Path, rebuild: Callable[..., Path], side: str
+) -> None:
+    hub, silo = ledgers(finished)
+    source, key = (hub, hub_key(finished)) if side == "aggregator" else (silo, silo_key())
+    peer = "east" if side == "aggregator" else "aggregator"
+    verdict = verify(rebuild(source, key, lambda lines: back_dated(lines, 0)))
+    assert f"{peer} cosigned another past than these" in verdict.problems[0]
+
+
+def test_orders_and_receipts_that_nobody_signed_are_found_where_the_hospital_hides_its_approval(
     finished: Path, rebuild: Callable[..., Path]
 ) -> None:
-    forged = rebuild(
-        finished / SILO, silo_key(), lambda lines: without(lines, [find(lines, Event.STUDY_APPROVED, silo="")])
-    )
-    verdict = verify(forged)
-    assert not verdict.ok or verdict.statements == 5  # its own; the orders' signer is not known
+    def unsigned(lines: Lines) -> Lines:
+        lines = without(lines, [find(lines, Event.STUDY_APPROVED, silo="")])
+        for place, line in enumerate(lines):
+            if line.event == Event.EXCHANGE_RECEIPT:
+                change(lines, place, receipt="00" * 64)
+            elif line.event == Event.ORDER_RECEIVED:
+                change(lines, place, signature="00" * 64)
+        return lines
+
+    verdict = verify(rebuild(finished / SILO, silo_key(), unsigned))
+    assert (verdict.statements, verdict.receipts) == (5, 0)  # its own; the orders' signer is not known
+    assert len(verdict.problems) == 9
+    assert all("nobody says which key aggregator has" in problem for problem in verdict.problems)

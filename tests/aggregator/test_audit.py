@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from aggregator.audit import as_json, reconcile, verify
+from aggregator.audit import reconcile, reconcile_each, verify
 from models.errors import IntramuralError, LedgerError
 from models.exchange import wire
+from models.exchange.channel import Channel
 from models.exchange.documents import Refusal
 from models.exchange.statement import Kind, Statement, receipt_bytes
-from models.ledger import Entry, Event, Ledger, Signer, read
+from models.ledger import Entry, Event, Ledger, Signer, Verifier, read
 
 Toy = Any  # of conftest.py
 SILO = "north"
@@ -81,7 +82,7 @@ def test_a_receipt_is_of_something_sent_and_from_whom_it_was_sent_to(
 
 def test_a_verdict_is_json(finished: Path) -> None:
     for result in (verify(finished / SILO), reconcile(*ledgers(finished))):
-        assert json.loads(json.dumps(as_json(result)))["ok"] is True
+        assert json.loads(json.dumps(result.as_json()))["ok"] is True
 
 
 def test_a_reply_that_never_arrived_whole_is_pending_and_no_contradiction(begun: Toy) -> None:
@@ -110,6 +111,22 @@ def test_a_refusal_and_a_rejected_update_are_exchanges_like_others(begun: Toy) -
     assert verify(begun.folder / "toy" / "ledger").ok
 
 
+def test_a_hospital_that_refused_a_study_which_it_never_approved_is_honest_though_nobody_says_whose_the_orders_are(
+    toy: Callable[..., Toy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aggregator.rounds.part", lambda *_: None)  # it takes no leave of a study that it did not enter
+    world = toy(rounds=1)
+    north, agreement = world.hospitals[SILO], world.study.agreement
+    hub, refuse = Verifier.parse(agreement.coordinator_key), Refusal(code="study-not-approved")
+    north._channels[agreement.study] = Channel(north.ledger, north.signer, hub, agreement.study)
+    north.honest = lambda order, asked: north.offer(order, Kind.REFUSAL, refuse, None, answers=asked)
+    world.run()
+    world.close()
+    verdict = verify(world.folder / SILO)
+    assert (verdict.problems, verdict.statements, verdict.receipts) == ([], 3, 0)  # its own
+    assert reconcile(*ledgers(world.folder)).problems == []
+
+
 def test_a_hospital_in_two_studies_agrees_with_both_coordinators(toy: Callable[..., Toy]) -> None:
     first = toy(rounds=1)
     first.run()
@@ -127,6 +144,17 @@ def test_a_hospital_in_two_studies_agrees_with_both_coordinators(toy: Callable[.
         for hub in (first, again):
             found = reconcile(hub.folder / "toy" / "ledger", again.folder / name)
             assert (found.problems, found.orders, found.replies) == ([], 3, 3)
+
+
+def test_several_hospitals_are_reconciled_in_one_reading_of_the_coordinators_ledger(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub, names = finished / "toy" / "ledger", ("east", "north", "south", "west")
+    expected = [reconcile(hub, finished / name) for name in names]
+    opened: list[Path] = []
+    monkeypatch.setattr("aggregator.audit.pairs.read", lambda folder: (opened.append(folder), read(folder))[1])
+    assert reconcile_each(hub, [finished / name for name in names]) == expected
+    assert opened.count(hub) == 1
 
 
 # What cannot be reconciled

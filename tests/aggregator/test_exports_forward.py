@@ -202,6 +202,27 @@ def test_a_file_grows_by_what_is_new(ledger: Ledger, tmp_path: Path) -> None:
     assert out.read_bytes().splitlines() == [RENDERS["jsonl"](fact) for fact in facts(read(ledger.folder))]
 
 
+@pytest.mark.parametrize("written", [0.01, 0.5, 0.99])
+def test_a_line_that_was_half_written_is_written_whole_the_next_time(
+    ledger: Ledger, tmp_path: Path, written: float
+) -> None:
+    out, sink = tmp_path / "out.ndjson", File(tmp_path / "out.ndjson", RENDERS["jsonl"])
+    whole = b"".join(RENDERS["jsonl"](fact) + b"\n" for fact in facts(read(ledger.folder)))
+    before = b"what somebody else wrote\n"
+    out.write_bytes(before + whole[: int(len(whole) * written)])  # then it was killed
+    sink.take(facts(read(ledger.folder)))
+    text = out.read_bytes()
+    assert text.endswith(b"\n" + whole)
+    assert set(text.removesuffix(whole).splitlines()) <= {*before.splitlines(), *whole.splitlines()}
+
+
+def test_a_file_whose_last_line_is_not_of_this_export_keeps_it(ledger: Ledger, tmp_path: Path) -> None:
+    out = tmp_path / "out.ndjson"
+    out.write_bytes(b"a note without an end")
+    File(out, RENDERS["jsonl"]).take(facts(read(ledger.folder)))
+    assert out.read_bytes().startswith(b"a note without an end")
+
+
 @contextlib.contextmanager
 def following(folder: Path, sink: Any, cursor: Path, stop: threading.Event) -> Iterator[None]:
     """An export that follows the ledger in a thread."""

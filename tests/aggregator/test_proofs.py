@@ -1,6 +1,7 @@
 """A proof file: small, shows one exchange or one history to whoever has nothing else, and cannot be bent."""
 
 import hashlib
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -11,14 +12,15 @@ from typing import Any
 import pytest
 
 from aggregator.agreement import read_agreement
-from aggregator.audit import Proof, as_json, check, prove, reconcile
+from aggregator.audit import Proof, check, prove, reconcile
 from aggregator.audit.proofs import load
 from aggregator.audit_cli import main
 from models.errors import ConfigError, IntramuralError, LedgerError, Malformed
 from models.exchange import wire
+from models.exchange.channel import Channel
 from models.exchange.documents import Manifest
-from models.exchange.statement import Statement
-from models.ledger import Event, Signer, Verifier, read
+from models.exchange.statement import Evidence, Statement
+from models.ledger import Entry, Event, Signer, Verifier, read
 from models.ledger.canonical import canonical, digest, parse
 
 Toy = Any  # of conftest.py
@@ -80,7 +82,7 @@ def test_a_file_shows_the_newest_statement_of_each_direction_with_its_signatures
     assert [(item.statement.kind, item.receipt) for item in found.received] == [("order", True)]
     assert found.sent[-1].statement.xid == xid(finished / SILO, Event.CLOSING_OFFERED)
     assert found.head == read(finished / SILO).head
-    assert as_json(found)["ok"] is True
+    assert found.as_json()["ok"] is True
 
 
 @pytest.mark.parametrize(
@@ -261,6 +263,13 @@ def test_what_is_no_file_of_this_kind_is_refused(content: bytes) -> None:
 # What two files cannot be made to show
 
 
+def test_a_file_longer_than_any_proof_is_not_read_to_its_end(tmp_path: Path) -> None:
+    (tmp_path / "proof").touch()
+    os.truncate(tmp_path / "proof", 2**40)
+    with pytest.raises(Malformed, match="proof: is longer than the 67108864 bytes of the longest proof"):
+        load(tmp_path / "proof")
+
+
 def test_files_that_do_not_belong_together_are_not_compared(finished: Path, tmp_path: Path) -> None:
     (tmp_path / "south").mkdir()
     hub, silo = write(finished, tmp_path)
@@ -278,11 +287,36 @@ def test_files_that_do_not_belong_together_are_not_compared(finished: Path, tmp_
 def test_a_file_without_the_proof_that_the_ledger_went_on_does_not_agree(finished: Path, tmp_path: Path) -> None:
     hub, silo = write(finished, tmp_path)
     whole = load(hub)
-    for earlier in ({}, {size: proof[:-1] for size, proof in whole.earlier.items()}):
+    cut = {size: proof[:-1] for size, proof in whole.earlier.items()}
+    for earlier, said in (({}, "does not prove"), (cut, "rewritten")):
         hub.write_bytes(replace(whole, earlier=earlier).encode())
         found = reconcile(hub, silo)
         assert not found.ok
-        assert "rewritten" in found.problems[0]
+        assert said in found.problems[0]
+
+
+def test_a_leave_that_one_side_alone_knows_of_is_no_rewriting(
+    toy: Callable[..., Toy], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one hospital the answer is lost; another one writes a line between its last word and its leave."""
+    world, keep = toy(rounds=1), Channel.part
+
+    def part(channel: Channel, evidence: Evidence) -> None:
+        if channel.peer.name == "east":
+            raise Malformed("the answer was lost")
+        if channel.ledger is world.hospitals[SILO].ledger:
+            channel.ledger.append(Entry(Event.POLICY_CHANGED, {"policy": {}}))
+        keep(channel, evidence)
+
+    monkeypatch.setattr(Channel, "part", part)
+    world.run()
+    world.close()
+    for name, kept in (("east", 0), (SILO, 1)):
+        assert len(list((world.folder / "toy" / "ledger" / "parted").glob(f"*-{name}.json"))) == kept
+        assert len(list((world.folder / name / "parted").iterdir())) == 1
+        files = write(world.folder, tmp_path, name)
+        assert reconcile(*files).problems == []
+        assert reconcile(world.folder / "toy" / "ledger", files[1]).problems == []
 
 
 def test_a_file_that_hides_a_receipted_statement_does_not_agree(finished: Path, tmp_path: Path) -> None:

@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.app import Error
 
-from aggregator.audit import Proof, as_json, check, check_model, prove, verify
+from aggregator.audit import Proof, check, check_model, prove, verify
 from aggregator.audit.origin import AGREEMENT, MODEL, PROOF
 from aggregator.audit.proving import prove_model
 from aggregator.audit_cli import main as audit
 from aggregator.cli import main as aggregator
 from aggregator.exports.fact import facts
 from aggregator.release import papers, release
-from aggregator.release.bundle import INFERENCE, metadata
-from aggregator.release.bundle import as_json as written
+from aggregator.release.bundle import INFERENCE, as_json, metadata
 from aggregator.release.card import card
 from aggregator.report import report
 from aggregator.study import Study
@@ -93,8 +93,8 @@ def test_a_release_shows_round_study_updates_and_what_hospitals_signed_of_it(stu
     assert found.keys["north"] == silo_key("north").vkey
     assert found.measured["east"] == {"loss": 0.25, "auc": 0.6}
     assert found.measured.keys() == {"east", "north", "south", "west"}
-    assert as_json(found)["ok"] is True
-    assert json.loads(json.dumps(as_json(found)))["head"]["size"] == found.head.size  # type: ignore[union-attr]
+    assert found.as_json()["ok"] is True
+    assert json.loads(json.dumps(found.as_json()))["head"]["size"] == found.head.size  # type: ignore[union-attr]
 
 
 def test_the_commands_release_and_check(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -137,6 +137,24 @@ def test_bands_stand_in_the_card_as_the_hospitals_told_them(toy: Callable[..., T
     text = (tmp_path / "out" / "docs" / "README.md").read_text()
     assert text.count("| 20-49 images |") == 8
     assert check_model(tmp_path / "out").problems == []
+
+
+def test_noise_of_a_hospital_that_was_away_in_the_last_round_is_told_too(
+    toy: Callable[..., Toy], tmp_path: Path
+) -> None:
+    made = toy(rounds=2)
+    north = made.hospitals["north"]
+    plain = north.manifest
+    noisy = {"filters": [{"name": "noise", "sd": 20.0}], "privacy": {"unit": "silo", "epsilon": 1.5, "delta": 1e-5}}
+    north.manifest = lambda order, vector, **more: plain(order, vector, **({} if vector is None else noisy), **more)
+    made.poison("north", lambda hospital, order, answers: Error(4, "late"), round_=2)
+    made.run()
+    made.close()
+    told = release(made.folder / "toy", tmp_path / "out", exact_counts=True)
+    assert (told.hospitals["north"].rounds, told.hospitals["east"].rounds) == (1, 2)
+    text = (tmp_path / "out" / "docs" / "README.md").read_text()
+    assert "| north | 1 |  | noise 20 | 1.5 |" in text
+    assert "| east | 2 | told to the coordinator, and not here | clip 10 | no noise: not bounded |" in text
 
 
 def test_counts_that_were_told_exactly_are_not_handed_on_unasked(study: Path, tmp_path: Path) -> None:
@@ -461,7 +479,7 @@ def test_no_configuration_of_a_release_holds_anything_that_monai_would_evaluate(
     for name in ("inference", "metadata"):
         content = json.loads((out / "configs" / f"{name}.json").read_bytes())
         assert not [text for text in texts(content) if text.startswith(("$", "%"))]
-    assert (out / "configs" / "inference.json").read_bytes() == written(INFERENCE)
+    assert (out / "configs" / "inference.json").read_bytes() == as_json(INFERENCE)
 
 
 def test_words_of_a_plan_do_nothing_in_metadata_and_card(study: Path) -> None:
@@ -512,7 +530,7 @@ def test_software_that_is_no_version_is_neither_in_the_card_nor_in_the_proof(
 
 
 def test_no_part_of_a_bundle_has_the_name_of_a_module_which_some_pythons_would_find_instead() -> None:
-    named = set(re.findall(r'"_target_": ?"([^"]+)"', written(INFERENCE).decode()))
+    named = set(re.findall(r'"_target_": ?"([^"]+)"', as_json(INFERENCE).decode()))
     assert len(named) >= 8
     for name in named:
         with pytest.raises(ModuleNotFoundError):

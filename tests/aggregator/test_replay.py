@@ -12,6 +12,7 @@ import pytest
 from aggregator.audit.replay import replay
 from aggregator.audit_cli import main
 from aggregator.rounds import survey
+from aggregator.strategy import Audited
 from models.errors import ConfigError, DataError, DigestMismatch, LedgerError
 from models.exchange import wire
 from models.exchange.documents import Refusal
@@ -41,12 +42,16 @@ def sums(folder: Path) -> list[Record]:
 
 
 def forge(folder: Path, edit: Callable[[Record], dict[str, Any]]) -> None:
-    """The coordinator writes its ledger anew, with other bodies, and signs all of it."""
+    """The coordinator writes its ledger anew, with other bodies; it signs all and hides its witnesses' signatures."""
     opened, signer = read(folder / "ledger"), Signer.load(folder / "aggregator.key")
     shutil.move(folder / "ledger", folder / "true")
     with Ledger.create(folder / "ledger", signer, origin=opened.head.origin) as ledger:
-        ledger.append(*[Entry(r.event, edit(r), r.study, r.round) for r in opened.records[1:]])
+        ledger.append(*[Entry(r.event, unwitnessed(edit(r)), r.study, r.round) for r in opened.records[1:]])
     shutil.copytree(folder / "true" / "manifests", folder / "ledger" / "manifests", dirs_exist_ok=True)
+
+
+def unwitnessed(body: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in body.items() if key != "cosignature"}
 
 
 def test_every_model_comes_out_again_to_the_bit(toy: Callable[..., Toy], strategy: str) -> None:
@@ -135,7 +140,7 @@ LIES: dict[str, tuple[Edit, str]] = {
     "an update that nobody sent": (inputs(xid="ab" * 32), "no accepted update"),
     "an update less": (lambda body: {**body, "inputs": body["inputs"][1:]}, "its updates give the model"),
     "an update twice": (lambda body: {**body, "inputs": [*body["inputs"], body["inputs"][0]]}, "give the model"),
-    "another order of the sum": (lambda body: {**body, "inputs": body["inputs"][::-1]}, "another order than"),
+    "another order of the sum": (lambda body: {**body, "inputs": body["inputs"][::-1]}, "once, in order of name"),
     "another result": (lambda body: {**body, "model": "ab" * 32}, "its updates give the model"),
     "another start": (lambda body: {**body, "base": "ab" * 32}, "does not start from"),
 }
@@ -151,6 +156,47 @@ def test_a_coordinator_that_lies_about_a_sum_is_found_in_its_round(kept: Path, l
     assert said in " ".join(found.problems)
 
 
+@pytest.mark.parametrize(
+    ("twist", "said"),
+    [
+        (lambda items: [items[0], *items], "its inputs are not each hospital once"),
+        (lambda items: items[1:], "it says nothing of the update of east, which was accepted"),
+    ],
+    ids=["one hospital's update twice", "an update less"],
+)
+def test_a_coordinator_that_combines_otherwise_than_it_accepted_is_found_although_the_sum_is_right(
+    toy: Callable[..., Toy], monkeypatch: pytest.MonkeyPatch, twist: Callable[[Any], Any], said: str
+) -> None:
+    combine, append = Audited.combine, Ledger.append
+
+    def lie(ledger: Ledger, *entries: Entry) -> list[Record]:
+        told = [e.body | {"inputs": twist(e.body["inputs"])} if "inputs" in e.body else e.body for e in entries]
+        return append(ledger, *[Entry(e.event, body, e.study, e.round) for e, body in zip(entries, told, strict=True)])
+
+    def otherwise(self: Audited, round_: int, base: Any, given: Any, *more: Any) -> Any:
+        return combine(self, round_, base, twist(given), *more)
+
+    made = toy(rounds=2, keep_updates=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(Audited, "combine", otherwise)
+        patch.setattr(Ledger, "append", lie)
+        made.run()
+    made.close()
+    found = replay(made.folder / "toy")
+    assert [problem.startswith(f"round 1: {said}") for problem in found.problems] == [True]
+
+
+@pytest.mark.parametrize("event", [Event.STUDY_CLOSED, Event.MODEL_RELEASED])
+def test_a_study_that_ends_with_a_model_that_no_round_made_is_found(kept: Path, event: Event) -> None:
+    with Ledger.open(kept / "ledger", Signer.load(kept / "aggregator.key")) as ledger:
+        closed = ledger.of(Event.STUDY_CLOSED)[0]
+        body = {**closed.body, **({"files": []} if event == Event.MODEL_RELEASED else {})}
+        ledger.append(Entry(event, body, closed.study, closed.round))
+        assert replay(kept).ok
+        ledger.append(Entry(event, {**body, "model": "ab" * 32}, closed.study, closed.round))
+    assert replay(kept).problems == [f"round 3: {event} names another model than the newest one"]
+
+
 def test_an_order_that_offers_another_model_than_the_newest_is_found(kept: Path) -> None:
     """The coordinator says that round 2 was void, yet its orders of round 3 carry round 2's model."""
     records = read(kept / "ledger").records
@@ -163,7 +209,8 @@ def test_an_order_that_offers_another_model_than_the_newest_is_found(kept: Path)
             if r.event == Event.AGGREGATED and r.round and r.round > 1:
                 ledger.append(Entry(Event.ROUND_VOID, void, r.study, r.round))
             else:
-                ledger.append(Entry(r.event, r.body, r.study, r.round))
+                body = {"model": model} if r.event == Event.STUDY_CLOSED else unwitnessed(r.body)
+                ledger.append(Entry(r.event, body, r.study, r.round))
     shutil.copytree(kept / "true" / "manifests", kept / "ledger" / "manifests", dirs_exist_ok=True)
     found = replay(kept)
     assert (found.ok, found.orders) == (False, 8)

@@ -15,7 +15,7 @@ from aggregator.report import Page, as_html, as_markdown, report
 from models.errors import BadSignature, Rewritten
 from models.exchange import wire
 from models.exchange.documents import Agreement, Filter, Manifest, Privacy, Refusal
-from models.exchange.statement import Kind
+from models.exchange.statement import Kind, Statement
 from models.ledger import Entry, Event, Ledger, Record, Signer, Verifier, read
 from models.page import Blank, Section, Table, Verdict
 
@@ -255,6 +255,18 @@ def test_the_report_of_a_ledger_that_contradicts_the_other_one_is_not_ok(finishe
     assert not page.ok
     assert 'class="verdict bad"' in as_html(page)
     assert "**FAILED:**" in as_markdown(page)
+
+
+def test_a_receipt_that_its_signer_did_not_give_is_told_as_none(finished: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(finished / "north", tmp_path / "north"))
+    closing = lines(folder, Event.CLOSING_OFFERED)[0]
+    xid = Statement.parse(closing.body["statement"]).xid
+    with Ledger.open(folder, _north()) as ledger:
+        ledger.append(Entry(Event.EXCHANGE_RECEIPT, {"xid": xid, "receipt": "00" * 64}, study=closing.study))
+    page = report(folder)
+    rows = Read(as_html(page)).table("line", "time (UTC)", "round")
+    assert [(row["what"], row["receipt"]) for row in rows[-2:]] == [("report", "yes"), ("closing", "no")]
+    assert not page.ok
 
 
 def test_a_rewritten_ledger_has_no_report(begun: Any) -> None:

@@ -394,6 +394,33 @@ def test_a_missing_file_is_found(folder: Path, file: str) -> None:
             attempt()
 
 
+@pytest.mark.parametrize("file", ["ledger.jsonl", "checkpoint"])
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(folder: Path, file: str) -> None:
+    (folder / file).unlink()
+    os.mkfifo(folder / file)
+    with pytest.raises(LedgerError, match=f"{file}: is no regular file"):
+        read(folder)
+
+
+def test_a_manifest_without_an_end_does_not_fill_the_memory(folder: Path) -> None:
+    with Ledger.open(folder, NORTH) as ledger:
+        name = ledger.store(b"{}")
+    path = folder / "manifests" / f"{name}.json"
+    os.truncate(path, 2**40)
+    with pytest.raises(LedgerError, match="is longer than 67108864 bytes"):
+        read(folder).manifest(name)
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    with pytest.raises(LedgerError, match="is no regular file"):
+        read(folder).manifest(name)
+
+
+def test_a_line_without_an_end_does_not_fill_the_memory_and_is_not_read(folder: Path) -> None:
+    os.truncate(folder / "ledger.jsonl", 2**40)
+    opened = read(folder)
+    assert (opened.head.size, opened.incomplete) == (8, True)
+
+
 def test_where_there_is_no_ledger_it_says_so(tmp_path: Path) -> None:
     for attempt in (lambda: read(tmp_path / "none"), lambda: Ledger.open(tmp_path / "none", NORTH)):
         with pytest.raises(LedgerError, match="there is no ledger here"):
