@@ -13,7 +13,6 @@ import torch
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
-from models.console import Report
 from models.errors import ConfigError, IntramuralError, NotAppended
 from models.exchange import wire
 from models.faults import Fault
@@ -56,7 +55,7 @@ def evaluate(message: Message, context: Context) -> Message:
 
 @app.query()
 def query(message: Message, context: Context) -> Message:
-    """Answer an order to close, or a farewell."""
+    """Answer an order to survey or to close, or a farewell."""
     return _answer(message, context)
 
 
@@ -94,7 +93,7 @@ def silo_of(context: Context) -> Silo:
     return open_silo(Path(path), hurried=not simulated, threads=threads if isinstance(threads, int) else None)
 
 
-def open_silo(path: Path, progress: Report | None = None, *, hurried: bool = True, threads: int | None = None) -> Silo:
+def open_silo(path: Path, *, hurried: bool = True, threads: int | None = None) -> Silo:
     """The silo of a `site.toml`, opened once per process; see `Silo`."""
     path = path.resolve()
     if path in _resting:
@@ -102,7 +101,7 @@ def open_silo(path: Path, progress: Report | None = None, *, hurried: bool = Tru
         silo.wake()
         _open[path] = silo
     if path not in _open:
-        _open[path] = Silo.open(path, progress, hurried=hurried, threads=threads)
+        _open[path] = Silo.open(path, hurried=hurried, threads=threads)
     return _open[path]
 
 

@@ -27,10 +27,11 @@ from silos.config import Data, Site
 from silos.dataset import read_case
 from silos.finding import Finding, look
 from silos.gate import Standing
+from silos.keys import load_signer
 from silos.network.connection import check_connection
 from silos.precision import layout, trains_in_bfloat16
 from silos.training import device_for
-from silos.visit import load_signer, match_cohort, scan_site, unit_of
+from silos.visit import match_cohort, scan_site, unit_of
 
 _SAMPLE = 8  # cases decoded, spread over the cohort
 _EXAMPLE = "CHANGE-ME"  # how the salt of configs/sites/north.toml begins
@@ -132,10 +133,9 @@ def _device(site: Site) -> str:
 
 
 def _ledger(site: Site) -> str:
-    folder = site.run.work / "ledger"
-    if not folder.exists():
+    if not site.ledger.exists():
         return "none yet; it is made at the first order"
-    return f"{read(folder, load_signer(site).verifier).head.size} lines, intact"
+    return f"{read(site.ledger, load_signer(site).verifier).head.size} lines, intact"
 
 
 def _policy(site: Site) -> str:
@@ -175,7 +175,15 @@ def _study(site: Site, plan: Plan) -> str:
     problems = [
         (not named and not said.approved, f"{plan.name!r} is not approved, and policy.studies does not name it"),
         (plan.task.name not in policy.tasks, f"policy.tasks does not name {plan.task.name!r}"),
+        (
+            plan.strategy.weighs_by_loss and "loss" not in policy.metrics,
+            f"policy.metrics does not name `loss`, by which {plan.strategy.name} weighs",
+        ),
         (plan.rounds > policy.max_rounds, f"policy.max_rounds is below the {plan.rounds} rounds of the plan"),
+        (
+            plan.training.cases < policy.min_patients,
+            f"policy.min_patients is above the {plan.training.cases:g} images that a round's steps take at most",
+        ),
     ]
     found = [text for wrong, text in problems if wrong]
     if found:
@@ -220,10 +228,10 @@ def _said(site: Site, name: str) -> tuple[Standing, dict[str, Plan]]:
     said, agreements = Standing(), list[Agreement]()
     if not site.key.exists() or not site.run.work.is_dir():
         return said, {}
-    verifier, ledger = load_signer(site).verifier, site.run.work / "ledger"
+    verifier = load_signer(site).verifier
     waiting = [item for _, item in decisions.waiting(site, verifier) if item.name == name]  # first, as in `latest`
-    if ledger.exists():
-        opened = read(ledger, verifier)
+    if site.ledger.exists():
+        opened = read(site.ledger, verifier)
         said = decisions.standing(opened.records, name)
         lines = [line for line in decisions.words(opened.records) if line.body["name"] == name]
         kept = {line.body["agreement"] for line in lines if line.event == Event.STUDY_APPROVED}
@@ -274,15 +282,19 @@ def _cases(matched: Cohort) -> str:
 
 def _split(site: Site, matched: Cohort) -> list[Finding]:
     findings = []
-    least = site.policy.min_patients if site.policy.min_evaluated is None else site.policy.min_evaluated
+    policy = site.policy
+    least_held_out = "policy.min_patients" if policy.min_evaluated is None else "policy.min_evaluated"
     for held_out, what, needed, key in (
-        (False, "patients to train on", site.policy.min_patients, "policy.min_patients"),
-        (True, "patients held out", least, "policy.min_evaluated"),
+        (False, "patients to train on", policy.min_patients, "policy.min_patients"),
+        (True, "patients held out", policy.least_evaluated, least_held_out),
     ):
         patients = matched.patients(held_out)
         counts = {name: len(matched.of_class(index, held_out)) for index, name in enumerate(matched.classes)}
         missing = [name for name, count in counts.items() if count == 0]
         told = ", ".join(f"{count} {name}" for name, count in counts.items())
+        labelled = _cases(matched) != "annotated volumes"
+        if held_out and labelled and "auc" in policy.metrics and patients >= needed > matched.rarest:
+            told += "; too few patients of a class to tell auc"
         fix = ""
         if patients < needed:
             fix = f"{key} asks for {needed}: wait for more patients"

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from models.errors import ConfigError
-from models.exchange.survey import SurveyField
+from models.exchange.survey import BANDS, SurveyField, band
 from models.plan import MetricName, Name
 from models.settings import ByteSize, LocalPath, Settings
 from silos.keywords import keywords
@@ -113,6 +113,22 @@ class Policy(Settings):
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     max_epsilon: Annotated[float, Field(gt=0)] | None = None
 
+    @field_validator("min_patients", "min_evaluated")
+    @classmethod
+    def _begins_a_band(cls, least: int | None) -> int | None:
+        if least is not None and least not in BANDS:
+            low, high = band(least)
+            known = f"{least} to {high}" if least < high else f"exactly {high}"
+            take = next((start for start in BANDS if start > least), BANDS[-1])
+            starts = ", ".join(str(start) for start in BANDS[:5])
+            raise ValueError(f"must be {starts} ...; the band {low} to {high} would then say {known}: take {take}")
+        return least
+
+    @property
+    def least_evaluated(self) -> int:
+        """Held-out patients that must stand behind a metric."""
+        return self.min_patients if self.min_evaluated is None else self.min_evaluated
+
 
 class Run(Settings):
     """This machine."""
@@ -147,3 +163,8 @@ class Site(Settings):
     def cache(self) -> Path:
         """Folder of the index and of the prepared images."""
         return self.run.cache or self.run.work
+
+    @property
+    def ledger(self) -> Path:
+        """Folder of the ledger."""
+        return self.run.work / "ledger"

@@ -58,7 +58,7 @@ class FaultySilo(Silo):
         train, held_out = (_shown(side, now, classes) for side in (data.train, data.held_out))
         bench = replace(bench, data=replace(data, train=train, held_out=held_out))
         pace, fit = _pace(now), self.fit
-        release = visit(self.site, self.signer, bench, order, model, released, self._progress, pace, fit)
+        release = visit(self.site, self.signer, bench, order, model, released, pace=pace, fit=fit)
         for fault in now:
             if isinstance(fault, Garbage) and release.vector is not None:
                 vector = _garbage(fault, release.vector, order, self.site.name, bench.network.spec)

@@ -1,4 +1,4 @@
-"""The one door: everything that leaves a hospital is made here, from what its own policy allows.
+"""The one door: everything that says anything of a hospital's data is made here, from what its own policy allows.
 
 Pure functions, no files and no network. `permit` decides whether an order may be followed at all;
 `release` turns an update (or only metrics) into exactly what may leave, with the manifest that lists
@@ -33,6 +33,8 @@ from silos import privacy
 from silos.config import Policy
 from silos.suppression import suppress
 
+_LONGER = "ask the coordinator for more steps, larger batches or a longer deadline"
+
 
 @dataclass(frozen=True)
 class Update:
@@ -41,12 +43,14 @@ class Update:
     Attributes:
         base: Digest of the model that it starts from.
         delta: Difference to the base, `(spec.size,)` float32; None when nothing was trained.
-        patients: Patients trained on.
-        images: Images trained on.
+        patients: Patients that can be trained on.
+        seen: Those of them of whom an image was in a step that was done; 0 when nothing was trained.
+        images: Images that can be trained on.
         work: Share of the planned steps that were done, if the study asks.
         precision: In which the training was done, if in less than float32.
         batched: Whether the training was one computation with that of other hospitals, in a simulation.
         evaluated_patients: Patients behind the metrics; of masks, those in whom something is drawn.
+        rarest: Held-out patients of the class that the fewest of them have.
         evaluated_images: Images behind the metrics.
         metrics: Every number that was measured.
     """
@@ -54,8 +58,10 @@ class Update:
     base: str
     delta: Vector | None
     patients: int
+    seen: int
     images: int
     evaluated_patients: int
+    rarest: int
     evaluated_images: int
     metrics: Mapping[str, float]
     work: float | None = None
@@ -127,6 +133,8 @@ def require_allowed(policy: Policy, plan: Plan, released: Sequence[float]) -> No
         raise PolicyError(
             Rule.TASK, f"policy.tasks: does not name {plan.task.name!r}", "name it there if the hospital agrees"
         )
+    if plan.strategy.weighs_by_loss and "loss" not in policy.metrics:
+        raise _no_loss(plan, "policy.metrics: does not name `loss`", "name it there if the hospital agrees")
     if len(released) >= policy.max_rounds:
         raise PolicyError(
             Rule.MAX_ROUNDS,
@@ -140,6 +148,8 @@ def require_allowed(policy: Policy, plan: Plan, released: Sequence[float]) -> No
             f"policy.max_epsilon: the next round would spend {spent:g}, the limit is {policy.max_epsilon}",
             "raise policy.noise or policy.max_epsilon, or end the study here",
         )
+    if plan.training.cases < policy.min_patients:
+        raise _too_few(policy, f"the steps of a round take at most {plan.training.cases:g} images", _LONGER)
 
 
 def _require_named(policy: Policy, name: str, study: str, said: Standing) -> None:
@@ -170,11 +180,44 @@ def require_patients(policy: Policy, patients: int) -> None:
         PolicyError: Too few.
     """
     if patients < policy.min_patients:
-        raise PolicyError(
-            Rule.MIN_PATIENTS,
-            f"policy.min_patients: {patients} patients can be trained on, at least {policy.min_patients} are required",
-            "wait for more patients; a lower limit makes each of them easier to recognise in the update",
-        )
+        raise _too_few(policy, f"{patients} patients can be trained on", "wait for more patients")
+
+
+def _require_seen(policy: Policy, update: Update) -> None:
+    """Refuse an update of steps that looked at fewer patients than the policy says, whoever else is there."""
+    if update.seen < policy.min_patients:
+        raise _too_few(policy, f"the steps that were done took images of {update.seen} patients only", _LONGER)
+
+
+def _too_few(policy: Policy, what: str, remedy: str) -> PolicyError:
+    return PolicyError(
+        Rule.MIN_PATIENTS,
+        f"policy.min_patients: {what}, at least {policy.min_patients} are required",
+        f"{remedy}; a lower limit makes each of them easier to recognise in the update",
+    )
+
+
+def _no_loss(plan: Plan, what: str, remedy: str) -> PolicyError:
+    return PolicyError(
+        Rule.METRIC,
+        f"{what}, by which {plan.strategy.name} weighs each update",
+        f"{remedy}; or decline: no update can be used without",
+    )
+
+
+def tellable(policy: Policy, wanted: Sequence[MetricName], patients: int, rarest: int) -> set[MetricName]:
+    """The metrics that may be told; no other needs to be measured.
+
+    Args:
+        policy: This hospital's.
+        wanted: What the study asks for.
+        patients: Those behind the metrics; see `Update.evaluated_patients`.
+        rarest: Held-out patients of the class that the fewest of them have.
+    """
+    # The area under the curve says where the few stand among the many, so it rests on the few; and where it is missing,
+    # nobody must see whether they are few or none.
+    behind = {name: rarest if name == "auc" else patients for name in wanted}
+    return {name for name in wanted if name in policy.metrics and behind[name] >= policy.least_evaluated}
 
 
 def release(
@@ -199,7 +242,7 @@ def release(
         software: Names and versions to report.
 
     Raises:
-        PolicyError: Too few patients, or more bytes than allowed.
+        PolicyError: Too few patients, more bytes than allowed, or no loss where the study weighs by it.
         Unusable: The update holds NaN or infinity.
     """
     plan = agreement.plan
@@ -216,6 +259,11 @@ def release(
         return Release(told, None)
 
     require_patients(policy, update.patients)
+    _require_seen(policy, update)
+    behind, least = update.evaluated_patients, policy.least_evaluated
+    if plan.strategy.weighs_by_loss and "loss" not in tellable(policy, plan.metrics, behind, update.rarest):
+        what = f"policy.min_evaluated: {behind} patients are held out, at least {least} are required to tell `loss`"
+        raise _no_loss(plan, what, "wait for more patients")
     vector = privacy.clip(update.delta, policy.clip)
     filters = [Filter(name="clip", bound=policy.clip)]
     if policy.noise > 0:
@@ -326,13 +374,12 @@ def _metrics(
     policy: Policy, update: Update, wanted: list[MetricName]
 ) -> tuple[dict[MetricName, float], list[MetricName]]:
     """The metrics that may leave, rounded, and the names of those asked for that may not."""
-    least = policy.min_patients if policy.min_evaluated is None else policy.min_evaluated
-    enough = update.evaluated_patients >= least
+    allowed = tellable(policy, wanted, update.evaluated_patients, update.rarest)
     metrics: dict[MetricName, float] = {}
     withheld: list[MetricName] = []
     for name in sorted(set(wanted)):
         value = update.metrics.get(name)
-        if name in policy.metrics and enough and value is not None and abs(value) <= MAX_METRIC:
+        if name in allowed and value is not None and abs(value) <= MAX_METRIC:
             metrics[name] = _rounded(float(value), policy.decimals)
         else:
             withheld.append(name)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from models.console import Report
 from models.errors import (
     BadSignature,
     IntramuralError,
@@ -31,9 +30,10 @@ from models.ledger import Entry, Event, Record, Verifier
 from silos import gate, local_norm, witness
 from silos.approval import decisions
 from silos.config import Site
+from silos.keys import load_signer
 from silos.network.enrolment import invitation
 from silos.pace import Pace, within
-from silos.visit import Bench, Fit, load_signer, set_up, survey, visit
+from silos.visit import Bench, Fit, set_up, survey, visit
 
 log = logging.getLogger("intramural.silo")
 
@@ -54,7 +54,6 @@ class Silo:
 
     Args:
         site: The hospital's configuration.
-        progress: Told how long work goes on.
         hurried: Whether the round's deadline is kept by the clock, where a study takes partial work. In a simulation
             it is not: hospitals there wait for each other.
 
@@ -68,25 +67,22 @@ class Silo:
 
     fit: Fit | None = None
 
-    def __init__(self, site: Site, progress: Report | None = None, *, hurried: bool = True) -> None:
+    def __init__(self, site: Site, *, hurried: bool = True) -> None:
         self.site = site
         self.signer = load_signer(site)
         self._hurried = hurried
-        self._progress = progress
         self._noises: dict[str, float] = {}  # of updates that were offered, by the manifest's digest
         self._bench: Bench | None = None
         self._coordinator = invitation(site).key if site.run.coordinator else None
         self.wake()
 
     @classmethod
-    def open(
-        cls, path: Path | str, progress: Report | None = None, *, hurried: bool = True, threads: int | None = None
-    ) -> Self:
+    def open(cls, path: Path | str, *, hurried: bool = True, threads: int | None = None) -> Self:
         """Open the hospital of a `site.toml`, perhaps with another number of threads than it says."""
         site = Site.load(path)
         if threads is not None:
             site = site.model_copy(update={"run": site.run.model_copy(update={"threads": threads})})
-        return cls(site, progress, hurried=hurried)
+        return cls(site, hurried=hurried)
 
     def wake(self) -> None:
         """Open the ledger, after `close` again; network and data are still warm then.
@@ -199,15 +195,15 @@ class Silo:
             raise Replayed("more models came than the plan's rounds can make", detail="round")
         if self._bench is None or self._bench.study != agreement.study:
             self._bench = None  # before the next one is made: two would not fit a small machine
-            self._bench = set_up(self.site, agreement, self._progress)
+            self._bench = set_up(self.site, agreement)
         kept = self.site.run.work / "local" / agreement.study
-        local_norm.recall(kept, self._bench.network, order.round, train=order.visit == "train")
+        local_norm.recall(kept, self._bench.network, order.round, order.counted, train=order.visit == "train")
         partial = self._hurried and agreement.plan.stragglers == "partial"
         pace = within(agreement.plan.deadline, came) if partial else None
         release = self._work(self._bench, order, vector, noises, pace)
         self._bench.data.rest()
         if order.visit == "train":
-            local_norm.remember(kept, self._bench.network, order.round)
+            local_norm.remember(kept, self._bench.network, order.round, order.counted)
         self.tend()
         told = release.manifest.digest
         # Who said no meanwhile is obeyed; the work may have taken hours. Done again, it may come out otherwise.
@@ -230,7 +226,7 @@ class Silo:
         self, bench: Bench, order: Order, model: Vector | None, released: Mapping[str, float], pace: Pace | None
     ) -> gate.Release:
         """Evaluate, train, and pass the gate; a simulation's faults come in here (`silos.faults`)."""
-        return visit(self.site, self.signer, bench, order, model, released, self._progress, pace, self.fit)
+        return visit(self.site, self.signer, bench, order, model, released, pace=pace, fit=self.fit)
 
     def _survey(self, order: Order, asked: Statement, channel: Channel) -> Envelope:
         """Tell what could be trained on: once, and then always the same."""
@@ -240,7 +236,7 @@ class Silo:
             raise Replayed("a survey is asked for in round 0", detail="round")
         told = [record for record in self.ledger.of(Event.SURVEY_OFFERED) if record.study == agreement.study]
         said = Survey.decode(self.ledger.manifest(told[0].body["statement"]["body"])) if told else None
-        document = survey(self.site, agreement.plan, said, self._progress)
+        document = survey(self.site, agreement.plan, said)
         self.tend()
         self._permit(agreement, ())
         return channel.offer(Kind.SURVEY, order.round, document, answers=asked.xid)

@@ -23,7 +23,7 @@ def suppress(cells: Mapping[str, int], patients: Band, least: int) -> dict[str, 
         cells: Patients in each cell.
         patients: What others know of the number of patients in the whole table, each of whom is in at least one
             cell; an exact number has two equal ends.
-        least: Patients that a cell must have to be told, at least 1.
+        least: Patients that a cell must have to be told: the lower end of a band, or its band would tell of more.
 
     Returns:
         Each cell's band, or None for one that is hidden, in the order given.

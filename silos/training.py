@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -35,6 +35,30 @@ class Cases(Protocol):
     def take(self, rows: npt.NDArray[np.int64]) -> Sequence[Case]:
         """Some of them."""
         ...
+
+
+@dataclass(frozen=True)
+class Watched:
+    """Cases that remember whose were taken.
+
+    Attributes:
+        cases: Those to train on.
+        whose: The patient of each, `(n,)`.
+        seen: The patients of those that were taken.
+    """
+
+    cases: Cases
+    whose: npt.NDArray[np.object_]
+    seen: set[object] = field(default_factory=set)
+
+    def __len__(self) -> int:
+        """How many."""
+        return len(self.cases)
+
+    def take(self, rows: npt.NDArray[np.int64]) -> Sequence[Case]:
+        """Some of them."""
+        self.seen.update(self.whose[rows])
+        return self.cases.take(rows)
 
 
 @runtime_checkable

@@ -29,12 +29,13 @@ from silos.cohort import Cohort
 from silos.config import Site
 from silos.dataset import Dataset
 from silos.dicom.scan import Scan, scan
+from silos.keys import load_signer
 from silos.memory import keep_freed
 from silos.pace import Pace
 from silos.precision import trains_in_bfloat16
 
 Fit = Callable[..., Vector]
-"""Trains: `training.fit`, or what takes and gives the same."""
+"""Trains: `training.fit`, or what takes and gives the same; whose cases it takes, it has trained on."""
 
 _networks: dict[tuple[str, torch.device], FlatNetwork] = {}  # one
 
@@ -104,13 +105,17 @@ def visit(
         raise SpecMismatch("the model is not of the network that the plan names")
     if not np.isfinite(model).all():
         raise NotFinite("the model holds NaN or infinity")
-    matched = bench.data.cohort
+    data, matched = bench.data, bench.data.cohort
     gate.require_patients(site.policy, matched.patients(held_out=False))
 
     torch.set_num_threads(site.run.threads)
     network.load(model)
-    asked = set(plan.metrics) & set(site.policy.metrics)  # some take longer than the training
-    metrics = training.evaluate(network, bench.task, bench.data.held_out, wanted=asked)
+    try:
+        asked = gate.tellable(site.policy, plan.metrics, data.judged, matched.rarest)
+        metrics = training.evaluate(network, bench.task, data.held_out, wanted=asked)
+    except NotFinite:  # not refused: a coordinator that chooses the model could read a held-out image in the answers
+        metrics = {}
+    trained = training.Watched(data.train, matched.whose(held_out=False))
     delta = work = None
 
     def stepped(done: int, total: int) -> bool:
@@ -124,7 +129,7 @@ def visit(
         delta = (fit or training.fit)(
             network,
             bench.task,
-            bench.data.train,
+            trained,
             plan.training.in_round(order.round),
             mu=plan.strategy.mu,
             seed=training.seed_for(plan.seed, site.name, order.round),
@@ -134,12 +139,14 @@ def visit(
         base=order.base,
         delta=delta,
         patients=matched.patients(held_out=False),
-        images=len(bench.data.train),
+        seen=len(trained.seen),
+        images=len(data.train),
         work=work if plan.stragglers == "partial" else None,
         precision="bfloat16" if trains_in_bfloat16(network.weights.device, plan.training) else None,
         batched=fit is not None,
-        evaluated_patients=bench.data.judged,
-        evaluated_images=len(bench.data.held_out),
+        evaluated_patients=data.judged,
+        rarest=matched.rarest,
+        evaluated_images=len(data.held_out),
         metrics=metrics,
     )
     release = gate.release(
@@ -174,14 +181,13 @@ def preview(site: Site, plan: Plan, progress: Report | None = None) -> Manifest:
     return visit(site, signer, set_up(site, agreement, progress), order, model, {}, progress).manifest
 
 
-def survey(site: Site, plan: Plan, said: Survey | None = None, progress: Report | None = None) -> Survey:
+def survey(site: Site, plan: Plan, said: Survey | None = None) -> Survey:
     """What may be told of this hospital's images before a study starts; from headers and labels alone.
 
     Args:
         site: The hospital.
         plan: The study.
         said: What was told of this study before; it is told again as it was.
-        progress: Told how long work goes on.
 
     Raises:
         PolicyError: The policy forbids it.
@@ -191,7 +197,7 @@ def survey(site: Site, plan: Plan, said: Survey | None = None, progress: Report 
     gate.require_survey(site.policy, said)
     if said is not None:
         return said
-    found = scan_site(site, progress, plan)
+    found = scan_site(site, plan=plan)
     return survey_of(site, found, match_cohort(site, found, plan))
 
 
@@ -199,20 +205,6 @@ def survey_of(site: Site, found: Scan, matched: Cohort) -> Survey:
     """What may be told of a cohort, as `survey` tells it the first time."""
     images = tally.labelled(found.instances, matched)
     return gate.survey(site.policy, tally.totals(images), tally.tables(images, matched.classes))
-
-
-def load_signer(site: Site) -> Signer:
-    """The hospital's key.
-
-    Raises:
-        ConfigError: It is missing, others can read it, or it is another hospital's.
-    """
-    signer = Signer.load(site.key)
-    if signer.name != site.name:
-        raise ConfigError(
-            f"key: {site.key} is the key of {signer.name!r}, the site is {site.name!r}", "name the site's own key"
-        )
-    return signer
 
 
 def scan_site(site: Site, progress: Report | None = None, plan: Plan | None = None) -> Scan:

@@ -20,7 +20,7 @@ from silos.approval import decisions
 from silos.approval.decisions import Decision
 from silos.approval.proposal import objections
 from silos.config import Site
-from silos.visit import load_signer
+from silos.keys import load_signer
 
 _Asked = tuple[str, str, Agreement | None]
 """A study's name, its digest, and for a yes its agreement."""
@@ -112,10 +112,9 @@ def _decide(site: Site, studies: list[_Asked]) -> list[Approval]:
 
 def _require_same_user(site: Site) -> None:
     """Refuse to write what the silo could not read."""
-    ledger = site.run.work / "ledger"
-    if ledger.exists() and (owner := ledger.stat().st_uid) != os.geteuid():
+    if site.ledger.exists() and (owner := site.ledger.stat().st_uid) != os.geteuid():
         raise ConfigError(
-            f"run.work: {ledger} belongs to {_user(owner)}, and this command runs as {_user(os.geteuid())}",
+            f"run.work: {site.ledger} belongs to {_user(owner)}, and this command runs as {_user(os.geteuid())}",
             f"run it as {_user(owner)}, for instance with runuser -u {_user(owner)} -- intramural-silo ...",
         )
 

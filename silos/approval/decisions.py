@@ -124,8 +124,7 @@ def latest(site: Site, verifier: Verifier) -> dict[str, tuple[str, bool]]:
         LedgerError: The ledger is not the one that was signed.
     """
     pending = [decision for _, decision in waiting(site, verifier)]  # first: the silo may write one down just now
-    ledger = site.run.work / "ledger"
-    lines = words(read(ledger, verifier).records) if ledger.exists() else []
+    lines = words(read(site.ledger, verifier).records) if site.ledger.exists() else []
     found = {str(line.study): (line.body["name"], line.event == Event.STUDY_APPROVED) for line in lines}
     return found | {item.study: (item.name, item.action == "approve") for item in pending}
 
@@ -184,12 +183,11 @@ def open_ledger(site: Site, signer: Signer) -> Ledger:
     Raises:
         LedgerError: It is locked, is not the one that was signed, or cannot be written.
     """
-    folder = site.run.work / "ledger"
     policy = site.policy.model_dump(mode="json")
-    if not folder.exists():
+    if not site.ledger.exists():
         disk.make_folder(site.run.work, 0o700)
-        return Ledger.create(folder, signer, {"policy": policy})
-    ledger = Ledger.open(folder, signer)
+        return Ledger.create(site.ledger, signer, {"policy": policy})
+    ledger = Ledger.open(site.ledger, signer)
     known = [record.body["policy"] for record in ledger.of(Event.LOG_OPENED, Event.POLICY_CHANGED)]
     if known[-1] != policy:
         ledger.append(Entry(Event.POLICY_CHANGED, {"policy": policy}))

@@ -13,10 +13,9 @@ from models.console import human_bytes, printable
 from models.errors import ConfigError, IntramuralError, Malformed, PolicyError, Rule
 from models.exchange.documents import Agreement
 from models.exchange.encoding import BOUND, Encoding
-from models.exchange.enrolment import Invitation
+from models.exchange.enrolment import Invitation, fingerprint
 from models.exchange.spec import Spec
 from models.ledger import Verifier
-from models.ledger.canonical import digest
 from models.plan import Plan
 from silos import gate, privacy
 from silos.config import Policy, Site
@@ -74,7 +73,7 @@ def explain(site: Site, agreement: Agreement) -> list[Row]:
     rows = [
         ("study", f"{plan.name}@{agreement.study}"),
         ("purpose", plan.purpose),
-        ("who asks", f"{plan.coordinator}, key {_fingerprint(agreement.coordinator_key)}"),
+        ("who asks", f"{plan.coordinator}, key {fingerprint(agreement.coordinator_key.encode())}"),
         *known,
         ("task", f"{plan.task.name}: {', '.join(plan.task.classes)}"),
         ("images", f"{', '.join(plan.task.modality)}; {plan.task.extent}"),
@@ -160,11 +159,6 @@ def _later(policy: Policy, plan: Plan) -> list[str]:
     return [f"round {followed + 1} and all after it: {error}"] if error else []
 
 
-def _fingerprint(vkey: str) -> str:
-    text = digest(vkey.encode())[:32]
-    return "-".join(text[start : start + 4] for start in range(0, 32, 4))
-
-
 def _call(name: str, arguments: Mapping[str, object]) -> str:
     told = ", ".join(f"{key} = {value}" for key, value in sorted(arguments.items()))
     return f"{name} ({told})" if told else name
@@ -179,7 +173,8 @@ def _rounds(plan: Plan) -> str:
 def _work(plan: Plan) -> str:
     training = plan.training
     count, unit = (training.steps, "step") if training.epochs is None else (training.epochs, "epoch")
-    late = "; what is done of it when the time is nearly over is shared" if plan.stragglers == "partial" else ""
+    late = f"; what is done of it when {plan.deadline:g} s are nearly over is shared"
+    late = late if plan.stragglers == "partial" else ""
     return f"{count} {unit}{'' if count == 1 else 's'}, batches of {training.batch_size}{late}"
 
 
@@ -203,13 +198,14 @@ def _update(policy: Policy, plan: Plan, spec: Spec) -> str:
 def _measured(policy: Policy, plan: Plan) -> list[Row]:
     told = sorted(set(plan.metrics) & set(policy.metrics))
     withheld = sorted(set(plan.metrics) - set(policy.metrics))
-    least = policy.min_patients if policy.min_evaluated is None else policy.min_evaluated
+    least = f"at least {policy.least_evaluated} held-out patient{'' if policy.least_evaluated == 1 else 's'}"
+    least += ", auc of every class" if "auc" in told else ""
     counted = [] if plan.weights == "equal" else [f"{plan.weights} trained on"]
     counted += ["images evaluated on"] if told else []
     done = ["the share of the work that was done, in tenths"] if plan.stragglers == "partial" else []
     how = "exactly" if policy.counts == "exact" else "as ranges"
     return [
-        ("metrics told", f"{', '.join(told)}; with at least {least} held-out patients" if told else "none"),
+        ("metrics told", f"{', '.join(told)}; with {least}" if told else "none"),
         ("metrics withheld", ", ".join(withheld) or "none"),
         ("counts told", f"{', '.join(counted)}: {how}" if counted else "none"),
         ("also told", ", ".join([*done, "names and versions of the software"])),

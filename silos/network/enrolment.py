@@ -25,10 +25,11 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import NameOID
 
-from models.errors import ConfigError, Malformed
+from models.errors import ConfigError, Malformed, ProtocolError
 from models.exchange.enrolment import Enrolment, Invitation
-from models.ledger import Signer, Verifier, disk
+from models.ledger import Checkpoint, Signer, Verifier, disk
 from silos.config import Site
+from silos.keys import load_signer
 
 _LARGEST = 2**20  # bytes of any file read here
 
@@ -77,15 +78,17 @@ def join(site: Site) -> Enrolment:
         What stands in `node_files(site).enrolment`, the same each time.
 
     Raises:
-        ConfigError: Others can read a private key, a private key is lost, files do not belong together, or
-            they cannot be written.
+        ConfigError: Others can read a private key, a private key is lost, files do not belong together, the ledger is
+            of another key, or they cannot be written.
     """
     files = node_files(site)
     try:
         for folder in (site.key.parent, site.run.work, files.node_key.parent):
             disk.make_folder(folder, 0o700)
         before = read_enrolment(site)
-        signer, node, client = _signer(site), _node_key(files), _client_key(files)
+        signer = _signer(site)
+        _require_own_ledger(site, signer.verifier)
+        node, client = _node_key(files), _client_key(files)
         request = _request(site, files, client, before)
         enrolment = Enrolment.sign(signer, public_line(node), request.public_bytes(Encoding.PEM).decode())
         if before is None:
@@ -173,13 +176,24 @@ def _signer(site: Site) -> Signer:
     if not site.key.exists():
         _refuse_orphan(site.key, public)
         return Signer.create(site.key, site.name)
-    signer = Signer.load(site.key)
-    if signer.name != site.name:
-        raise ConfigError(
-            f"key: {site.key} is the key of {signer.name!r}, the site is {site.name!r}", "name the site's own key"
-        )
+    signer = load_signer(site)
     _mend(public, f"{signer.vkey}\n".encode(), site.key)
     return signer
+
+
+def _require_own_ledger(site: Site, key: Verifier) -> None:
+    """See that the ledger can be gone on with; of a key that was replaced, it could not be told from a forged one."""
+    path = site.ledger / "checkpoint"
+    if not path.exists():
+        return
+    try:
+        Checkpoint.open(path.read_text(), key)
+    except ProtocolError as error:
+        raise ConfigError(
+            f"run.work: {site.ledger}: is not signed with {site.key}",
+            "restore the key that signed it; or move the folder away (keep it: it is the evidence of that key) and "
+            "join again",
+        ) from error
 
 
 def _node_key(files: NodeFiles) -> ec.EllipticCurvePrivateKey:

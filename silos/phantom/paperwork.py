@@ -60,15 +60,16 @@ metrics = {metrics}
 # What may be told of the images before a study starts, in ranges; cells with fewer than min_patients are hidden.
 survey = ["patients", "studies", "series", "images", "classes", "sides", "modality", "manufacturer",
   "transfer_syntax", "year", "spacing", "thickness", "matrix"]
-# Refuse to train with fewer patients: the fewer, the more a model says about each.
+# Refuse to train on fewer patients in a round: the fewer, the more a model says about each.
 min_patients = 11
-# Smallest number of held-out patients behind a shared metric; with fewer, the metric stays here.
-min_evaluated = 4
+# Held-out patients behind a metric. These are nobody, so one is enough; a real hospital leaves this line out, and tells
+# a metric only of min_patients patients or more.
+min_evaluated = 1
 # Numbers of patients and images are told as ranges, not exactly.
 counts = "banded"
 # Metrics are rounded to this many decimals.
 decimals = 3
-# Refuse a study that asks for more rounds: each one says a little more about the patients.
+# Updates of one study that may leave: each says a little more about the patients.
 max_rounds = 100
 # The largest update that may leave.
 max_bytes = "200 MB"

@@ -17,7 +17,6 @@ import socket
 import sys
 import sysconfig
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
@@ -60,11 +59,10 @@ class Node:
     Args:
         site: The hospital; it has joined.
         invitation: Whom it follows.
-        on_exit: Called with the SuperNode's exit code when it ended by itself.
     """
 
-    def __init__(self, site: Site, invitation: Invitation, on_exit: Callable[[int], None] | None = None) -> None:
-        self._site, self._invitation, self._on_exit = site, invitation, on_exit
+    def __init__(self, site: Site, invitation: Invitation) -> None:
+        self._site, self._invitation = site, invitation
         self._folder = site.run.work / "node"
         self._log, self._read = self._folder / "supernode.log", 0
         self.secret = self._folder / "superexec.secret"
@@ -126,14 +124,12 @@ class Node:
         elif re.search("Sent successfully|Failed to send|Failed to receive|Ignoring", line):
             self.busy_since = None
 
-    def _ended(self, code: int) -> None:
+    def _ended(self, _: int) -> None:
         self.listen()  # its last words, which the next one overwrites
         # One that was never let in says not always why it ends: with a wrong clock it ends without a word.
         self.link = Link.CONNECTING if self.link is Link.CONNECTED else Link.REFUSED
         self.busy_since, self.refused_since, self._read = None, None, 0
         put(self._log, b"")
-        if self._on_exit:
-            self._on_exit(code)
 
     def _forwarder(self) -> Door:
         """The forwarder, with a certificate for loopback that only this SuperNode trusts, and only this time."""

@@ -25,7 +25,7 @@ salt = "0123456789abcdef"
 studies = ["trial"]
 tasks = ["classification"]
 metrics = ["loss", "auc"]
-min_patients = 5
+min_patients = 6
 max_rounds = 10
 max_bytes = "1 MB"
 clip = 10.0
@@ -61,7 +61,7 @@ def data(site: Path) -> Data:
 def test_hospitals_with_arrays_train_like_others(
     site: Callable[[str, Arrays], Path], write_plan: Callable[..., Path], tmp_path: Path
 ) -> None:
-    sites = [site(name, cases(seed)) for seed, name in enumerate(("east", "north"))]
+    sites = [site(name, cases(seed, 100)) for seed, name in enumerate(("east", "north"))]
     with Study.create(write_plan(rounds=1), tmp_path / "study") as study, LocalGrid(sites) as grid:
         rounds = run(study, grid).history.rounds
     assert rounds[1].accepted == ["east", "north"]
@@ -139,6 +139,10 @@ def test_check_looks_at_arrays_as_it_does_at_dicom(
         assert findings["pixels"].found == "a sample of 8 images was read"
         assert ("a batch through the network" in findings) == (plan is not None)
         assert [finding for finding in findings.values() if not finding.ok] == []
+    one = replace(cases(1), held_out=np.arange(40) >= 24, labels=(np.arange(40) % 24 == 3).astype(np.int64))
+    findings = {finding.what: finding for finding in check_site(site("west", one), None)}
+    assert findings["patients held out"].found == "8; images: 15 0, 1 1; too few patients of a class to tell auc"
+    assert findings["patients held out"].ok
     volumes = replace(cases(1), images=np.zeros((40, 8, 8, 8), np.float32))
     problems = {finding.what: finding for finding in check_site(site("north", volumes), Plan.load(write_plan()))}
     assert problems["a batch through the network"].found == "an image has 3 axes, the study 2"

@@ -19,7 +19,7 @@ from silos.approval.approve import approve, revoke
 from silos.check import check_site
 from silos.config import Site
 from silos.finding import Finding
-from silos.visit import load_signer
+from silos.keys import load_signer
 
 Look = Callable[..., dict[str, Finding]]
 
@@ -33,7 +33,7 @@ def look(phantom: Callable[[int], Site], tmp_path: Path) -> Look:
         shutil.copytree(phantom(0).key.parent.parent, folder, dirs_exist_ok=True)
         path = folder / "site.toml"
         lines = path.read_text().splitlines()
-        changes = {"min_patients": "3", "min_evaluated": "1", **changes}
+        changes = {"min_patients": "6", **changes}
         for key, value in changes.items():
             (number,) = [n for n, line in enumerate(lines) if line.startswith(f"{key} =")]
             lines[number] = f"{key} = {value}"
@@ -77,6 +77,15 @@ def test_without_a_study_no_network_is_built(look: Look) -> None:
     findings = look()
     assert all(finding.ok for finding in findings.values())
     assert "a batch through the network" not in findings
+
+
+def test_too_few_held_out_patients_are_told_with_the_key_that_asks_for_more(look: Look, tmp_path: Path) -> None:
+    found = look(min_patients="20", min_evaluated="100")["patients held out"]
+    assert found.fix.startswith("policy.min_evaluated asks for 100")
+    path = tmp_path / "north" / "site.toml"
+    path.write_text(path.read_text().replace("min_evaluated = 100\n", ""))
+    (found,) = [finding for finding in check_site(path, None) if finding.what == "patients held out"]
+    assert found.fix.startswith("policy.min_patients asks for 20")
 
 
 @pytest.mark.parametrize("key", ["tasks", "metrics"])
@@ -142,6 +151,12 @@ def test_a_name_that_is_pinned_to_a_study_of_another_plan_is_a_problem_until_a_p
     finding = look(second)["policy for the study"]
     assert not finding.ok
     assert "which was revoked" in finding.found
+
+
+def test_a_plan_whose_steps_take_too_few_images_is_a_problem(look: Look, make_plan: Callable[..., Plan]) -> None:
+    finding = look(make_plan(training={"epochs": None, "steps": 1, "batch_size": 5}))["policy for the study"]
+    assert finding.found == "policy.min_patients is above the 5 images that a round's steps take at most"
+    assert look(make_plan(training={"epochs": None, "steps": 2, "batch_size": 3}))["policy for the study"].ok
 
 
 def test_of_a_digest_in_the_policy_that_never_came_nothing_more_is_known(

@@ -35,7 +35,7 @@ POLICY: dict[str, Any] = {
     "studies": ["demo"],
     "tasks": ["classification"],
     "metrics": ["loss", "auc"],
-    "min_patients": 5,
+    "min_patients": 6,
     "max_rounds": 3,
     "max_bytes": 10_000,
     "clip": 1.0,
@@ -69,8 +69,10 @@ def update(**changes: Any) -> gate.Update:
         "base": "2" * 64,
         "delta": delta(),
         "patients": 12,
+        "seen": 12,
         "images": 321,
         "evaluated_patients": 6,
+        "rarest": 6,
         "evaluated_images": 61,
         "metrics": {"loss": 0.4567891, "auc": 0.8765432, "accuracy": 0.7654321},
     }
@@ -102,6 +104,19 @@ def refused(rules: Policy, agreement: Agreement, said: Standing | None = None, r
 def test_a_policy_that_leaves_a_permission_out_is_no_policy(key: str) -> None:
     with pytest.raises(ConfigError, match=f"policy.toml: {key}: is required but missing"):
         Policy.parse({k: v for k, v in POLICY.items() if k != key}, source="policy.toml")
+
+
+@pytest.mark.parametrize("key", ["min_patients", "min_evaluated"])
+@pytest.mark.parametrize(
+    ("least", "told"), [(10, "6 to 10 would then say exactly 10: take 11"), (2, "1 to 5 would then say 2 to 5: take 6")]
+)
+def test_a_limit_that_would_narrow_the_bands_in_which_counts_are_told_is_refused(
+    key: str, least: int, told: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"policy.toml: {key}: must be 1, 6, 11, 20, 50 .* {told} \(got {least}\)"):
+        Policy.parse(POLICY | {key: least}, source="policy.toml")
+    for least_of_band in BANDS:
+        assert Policy.parse(POLICY | {key: least_of_band}, source="policy.toml")
 
 
 def test_a_policy_that_names_no_study_lets_none_in(agree: Agree) -> None:
@@ -231,12 +246,20 @@ def test_a_policy_without_metrics_tells_none_and_not_how_many_were_evaluated(agr
     assert (manifest.metrics, manifest.withheld, manifest.evaluated) == ({}, ["auc", "loss"], None)
 
 
-@pytest.mark.parametrize(("changes", "least"), [({}, 5), ({"min_evaluated": 2}, 2), ({"min_evaluated": 9}, 9)])
+@pytest.mark.parametrize(("changes", "least"), [({}, 6), ({"min_evaluated": 1}, 1), ({"min_evaluated": 11}, 11)])
 def test_metrics_of_too_few_patients_are_withheld(agree: Agree, changes: dict[str, int], least: int) -> None:
-    few = release(update(evaluated_patients=least - 1), agree(), policy(**changes)).manifest
-    enough = release(update(evaluated_patients=least), agree(), policy(**changes)).manifest
+    few = release(update(evaluated_patients=least - 1, rarest=least - 1), agree(), policy(**changes)).manifest
+    enough = release(update(evaluated_patients=least, rarest=least), agree(), policy(**changes)).manifest
     assert (few.metrics, few.withheld, few.evaluated) == ({}, ["auc", "loss"], None)
     assert (set(enough.metrics), enough.withheld) == ({"auc", "loss"}, [])
+
+
+def test_auc_is_withheld_if_few_patients_or_none_have_one_of_the_classes(agree: Agree) -> None:
+    few, none = (release(update(evaluated_patients=100, rarest=n), agree()).manifest for n in (5, 0))
+    assert (set(few.metrics), few.withheld) == ({"loss"}, ["auc"])
+    measured = update(evaluated_patients=100, rarest=0, metrics={"loss": 0.4567891})
+    assert few == none == release(measured, agree()).manifest
+    assert set(release(update(rarest=6), agree()).manifest.metrics) == {"auc", "loss"}
 
 
 @given(
@@ -332,7 +355,7 @@ def test_counts_are_exact_only_if_the_policy_says_exact(agree: Agree) -> None:
 def test_the_same_band_gives_the_same_manifest_whatever_the_count(agree: Agree) -> None:
     manifests = {
         release(update(patients=p, images=i, evaluated_patients=e, evaluated_images=j), agree()).manifest.encode()
-        for p, i, e, j in ((11, 200, 5, 50), (19, 499, 7, 99), (12, 321, 6, 61))
+        for p, i, e, j in ((11, 200, 6, 50), (19, 499, 7, 99), (12, 321, 8, 61))
     }
     assert len(manifests) == 1
 
@@ -341,17 +364,51 @@ def test_the_same_band_gives_the_same_manifest_whatever_the_count(agree: Agree) 
 
 
 def test_an_update_of_too_few_patients_stays(agree: Agree) -> None:
-    for patients in range(5):
-        with pytest.raises(PolicyError) as caught:
-            release(update(patients=patients), agree())
+    for patients in range(6):
+        with pytest.raises(PolicyError, match="can be trained on") as caught:
+            release(update(patients=patients, seen=patients), agree())
         assert gate.refusal(caught.value).code == Rule.MIN_PATIENTS.value
-    assert release(update(patients=5), agree()).vector is not None
+    assert release(update(patients=6, seen=6), agree()).vector is not None
+
+
+def test_an_update_of_steps_that_looked_at_too_few_patients_stays_whoever_else_is_there(agree: Agree) -> None:
+    with pytest.raises(PolicyError, match="took images of 5 patients only, at least 6") as caught:
+        release(update(patients=1000, seen=5), agree())
+    assert gate.refusal(caught.value).code == Rule.MIN_PATIENTS.value
+    assert "more steps, larger batches or a longer deadline" in caught.value.hint
+
+
+def test_a_study_whose_steps_take_fewer_images_than_patients_are_required_is_refused_at_once(agree: Agree) -> None:
+    rules, few = policy(min_patients=20), {"epochs": None, "steps": 2, "batch_size": 9}
+    assert refused(rules, agree(training=few)) == Rule.MIN_PATIENTS.value
+    gate.permit(rules, agree(training=few | {"batch_size": 10}), None, ())
+    gate.permit(rules, agree(training={"epochs": 1, "batch_size": 1}), None, ())  # takes everybody
+
+
+QFEDAVG = {"name": "qfedavg", "client_learning_rate": 0.1}
+
+
+def test_a_study_that_weighs_by_loss_is_refused_at_once_where_the_policy_names_none(agree: Agree) -> None:
+    rules = policy(metrics=["auc"])
+    assert refused(rules, agree(strategy=QFEDAVG)) == "metric-not-allowed"
+    gate.permit(rules, agree(), None, ())
+    gate.permit(policy(), agree(strategy=QFEDAVG), None, ())
+
+
+def test_an_update_that_cannot_be_used_for_want_of_a_loss_stays(agree: Agree) -> None:
+    few = update(evaluated_patients=5)
+    told = r"min_evaluated: 5 patients are held out, at least 6 are required to tell `loss`, by which qfedavg weighs"
+    with pytest.raises(PolicyError, match=told) as caught:
+        release(few, agree(strategy=QFEDAVG))
+    assert gate.refusal(caught.value).code == Rule.METRIC.value
+    assert release(update(), agree(strategy=QFEDAVG)).vector is not None
+    assert release(few, agree()).manifest.withheld == ["loss"]
 
 
 def test_too_few_patients_are_refused_before_anything_is_trained() -> None:
-    gate.require_patients(policy(), 5)
+    gate.require_patients(policy(), 6)
     with pytest.raises(PolicyError) as caught:
-        gate.require_patients(policy(), 4)
+        gate.require_patients(policy(), 5)
     assert caught.value.rule is Rule.MIN_PATIENTS
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,12 +12,12 @@ from torch import nn
 from aggregator import strategy
 from aggregator.weighing import Contribution
 from models import tasks
-from models.errors import ConfigError
+from models.errors import ConfigError, DataError
 from models.exchange.spec import Vector
 from models.plan import Plan, Strategy, Training
 from models.tasks import Case
 from models.tasks.flat import FlatNetwork
-from silos import training
+from silos import local_norm, training
 
 MakePlan = Callable[..., Plan]
 
@@ -103,11 +104,25 @@ def test_who_does_not_take_part_keeps_its_share_of_the_consortium_s_control_vari
 
     audited = strategy.build(Planned)  # type: ignore[arg-type]
     one = [Contribution("north", 5.0, lambda: delta, lambda a, b: delta[a:b])]
-    assert audited.combine(1, lambda: base, one, silos=3).model.tolist() == [1, 2, 1, 2]
+    assert audited.combine(1, lambda: base, one, silos=(0, 3)).model.tolist() == [1, 2, 1, 2]
+
+
+def test_who_joins_later_takes_its_share_of_the_consortium_s_control_variate() -> None:
+    base, delta = np.array([8, 4, 0, 0], np.float32), np.array([4, 8, 1, 2], np.float32)
+
+    class Planned:  # as much of a plan as a strategy reads
+        strategy = Strategy(name="scaffold")
+
+    audited = strategy.build(Planned)  # type: ignore[arg-type]
+    one = [Contribution("york", 1.0, lambda: delta, lambda a, b: delta[a:b])]
+    # Three silos' own add up to (24, 12); with the fourth one's they are (28, 20), and a quarter of that is their mean.
+    assert audited.combine(2, lambda: base, one, silos=(3, 4)).model.tolist() == [7, 5, 1, 2]
 
 
 def test_the_first_round_moves_the_weights_as_fedavg_does(make_plan: MakePlan) -> None:
-    plain, ours = (tasks.network(make_plan(strategy={"name": name})) for name in ("fedavg", "scaffold"))
+    plain, ours = (
+        tasks.network(make_plan(strategy={"name": name}, weights="equal")) for name in ("fedavg", "scaffold")
+    )
     plan, rows = make_plan(), [Case(np.full((1, 16, 16), n, np.float32), label=n % 2) for n in range(6)]
 
     class Rows:
@@ -127,7 +142,7 @@ def test_the_first_round_moves_the_weights_as_fedavg_does(make_plan: MakePlan) -
 
 def test_what_is_not_trained_has_no_control_variate(make_plan: MakePlan) -> None:
     batch = {"name": "cnn", "arguments": {"channels": [8, 16], "norm": "batch"}}
-    network = tasks.network(make_plan(task={"network": batch}, strategy={"name": "scaffold"}))
+    network = tasks.network(make_plan(task={"network": batch}, strategy={"name": "scaffold"}, weights="equal"))
     delta = torch.ones_like(network.weights)
     change = network.spec.named(torch.cat([training.control_change(network, delta, 0.5), delta]).numpy())
     for name, values in change.items():
@@ -136,7 +151,7 @@ def test_what_is_not_trained_has_no_control_variate(make_plan: MakePlan) -> None
 
 
 def test_with_local_norm_only_what_travels_is_corrected(make_plan: MakePlan) -> None:
-    network = tasks.network(make_plan(strategy={"name": "scaffold", "local_norm": True}))
+    network = tasks.network(make_plan(strategy={"name": "scaffold", "local_norm": True}, weights="equal"))
     names = [tensor.name for tensor in network.spec.tensors]
     kept = [tensor.name for tensor in network.local_spec.tensors]
     half = len(names) // 2
@@ -145,7 +160,27 @@ def test_with_local_norm_only_what_travels_is_corrected(make_plan: MakePlan) -> 
     assert not any(".N." in name for name in names)
 
 
+def test_an_update_that_did_not_count_moves_no_control_variate(make_plan: MakePlan, tmp_path: Path) -> None:
+    network = tasks.network(make_plan(strategy={"name": "scaffold", "local_norm": True}, weights="equal"))
+    assert network.own is not None
+    layers = network.local.numel() - network.own.numel()
+    for round_, counted in ((1, None), (2, 1), (3, 1)):  # the update of round 2 was lost
+        local_norm.recall(tmp_path, network, round_, counted, train=True)
+        network.local.add_(1)
+        local_norm.remember(tmp_path, network, round_, counted)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"0000{n}.safetensors" for n in (1, 2, 3)]
+    local_norm.recall(tmp_path, network, 4, 3, train=True)
+    assert (network.own == 2).all()
+    built = tasks.network(make_plan(strategy={"name": "scaffold", "local_norm": True}, weights="equal"))
+    assert torch.equal(network.local[:layers], built.local[:layers] + 3)  # what normalises goes on all the same
+    local_norm.recall(tmp_path, network, 4, train=True)
+    assert not network.own.any()
+    (tmp_path / "00001.safetensors").unlink()
+    with pytest.raises(DataError, match=r"00001\.safetensors"):
+        local_norm.recall(tmp_path, network, 4, 1, train=True)
+
+
 @pytest.mark.parametrize("how", [{"optimizer": "adam"}, {"momentum": 0.9}])
 def test_steps_that_are_no_gradients_are_refused(make_plan: MakePlan, how: dict[str, object]) -> None:
     with pytest.raises((ConfigError, ValueError), match="scaffold needs"):
-        make_plan(strategy={"name": "scaffold"}, training=how)
+        make_plan(strategy={"name": "scaffold"}, weights="equal", training=how)

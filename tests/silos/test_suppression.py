@@ -3,17 +3,20 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.exchange.survey import band
+from models.exchange.survey import BANDS, band
 from silos.suppression import Band, suppress
 
 COUNTS = st.one_of(st.integers(0, 15), st.integers(0, 400))
 TABLES = st.dictionaries(st.sampled_from("abcdefgh"), COUNTS, min_size=1)
-LEAST = st.integers(1, 25)
+LEAST = st.sampled_from(BANDS[:5])  # as a policy may have it
 
 
-def bounds(told: dict[str, Band | None], patients: Band, cell: str) -> tuple[int, int]:
-    """All that can be worked out of a hidden cell of a table in which every patient is in one cell."""
-    shown = [ends for ends in told.values() if ends]
+def bounds(told: dict[str, Band | None], patients: Band, least: int) -> tuple[int, int]:
+    """All that can be worked out of a hidden cell of a table in which every patient is in one cell.
+
+    Who knows the limit knows that no cell below it is told.
+    """
+    shown = [(max(low, least), high) for low, high in filter(None, told.values())]
     alone = list(told.values()).count(None) == 1
     lowest = patients[0] - sum(high for _, high in shown) if alone else 0
     return max(lowest, 0), patients[1] - sum(low for low, _ in shown)
@@ -26,11 +29,10 @@ def test_a_hidden_cell_could_be_empty_and_could_be_large_enough(cells: dict[str,
         return  # nothing is told at all
     patients = (count, count) if exact else band(count)
     told = suppress(cells, patients, least)
-    for cell, ends in told.items():
-        if ends is None and any(told.values()):
-            lowest, highest = bounds(told, patients, cell)
-            assert lowest == 0
-            assert highest >= least
+    if None in told.values() and any(told.values()):
+        lowest, highest = bounds(told, patients, least)
+        assert lowest == 0
+        assert highest >= least
 
 
 @given(TABLES, LEAST)
@@ -39,6 +41,12 @@ def test_a_small_cell_is_never_told_and_what_is_told_is_true(cells: dict[str, in
     assert list(told) == list(cells)
     for cell, ends in told.items():
         assert ends is None or (ends[0] <= cells[cell] <= ends[1] and cells[cell] >= least)
+
+
+@given(TABLES, LEAST)
+def test_the_limit_and_a_band_together_tell_no_more_than_the_band(cells: dict[str, int], least: int) -> None:
+    told = suppress(cells, band(sum(cells.values())), least)
+    assert all(ends[0] >= least for ends in filter(None, told.values()))
 
 
 @given(TABLES, LEAST)

@@ -174,7 +174,10 @@ def test_a_visit_goes_on_where_it_stopped_and_takes_its_own_training(make_plan: 
         ({"training": {"optimizer": "adam"}}, r'training\.optimizer: "adam" cannot be trained in a batch'),
         ({"training": {"mixed_precision": True}}, r"training\.mixed_precision cannot"),
         ({"metrics": ["dice"], "task": SEGMENTATION}, r"task\.name: segmentation, whose loss"),
-        ({"strategy": {"name": "scaffold"}}, r'strategy\.name: "scaffold", whose hospitals keep state'),
+        (
+            {"strategy": {"name": "scaffold"}, "weights": "equal"},
+            r'strategy\.name: "scaffold", whose hospitals keep state',
+        ),
         ({"strategy": {"local_norm": True}}, r"strategy\.local_norm, whose hospitals keep state"),
         ({"task": {"network": {"name": "cnn", "arguments": {}}}}, r"task\.network: cnn with .* more than 100,000,"),
         (

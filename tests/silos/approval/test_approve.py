@@ -37,6 +37,7 @@ from silos.approval.proposal import REFUSED, explain, read_agreement
 from silos.config import Site
 from silos.privacy import epsilon
 from silos.silo import Silo
+from silos.training import Cases
 
 MakePlan = Callable[..., Plan]
 
@@ -212,8 +213,8 @@ def test_a_no_that_comes_while_the_silo_trains_keeps_the_update_inside(
     approve(site, agreement)
     work = silo_module.visit
 
-    def visit(*args: Any) -> Any:
-        release = work(*args)
+    def visit(*args: Any, **more: Any) -> Any:
+        release = work(*args, **more)
         revoke(site, "demo")
         return release
 
@@ -444,7 +445,7 @@ def test_the_explanation_says_what_is_asked_what_leaves_and_to_whom(coordinator:
     assert f"{2 * coordinator.model.size / 1000:.1f} kB" in told["leaves in each round"]  # bfloat16
     assert "at most 2.0 GB" in told["leaves in each round"]
     assert "at most 200.0 MB" in told["leaves in each round"]
-    assert told["metrics told"] == "loss; with at least 4 held-out patients"
+    assert told["metrics told"] == "loss; with at least 1 held-out patient"
     assert told["metrics withheld"] == "accuracy, auc"
     assert told["counts told"] == "images trained on, images evaluated on: as ranges"
     rounded = "every number rounded to 8 significant bits"
@@ -465,9 +466,11 @@ def test_the_explanation_follows_the_study_and_the_policy(coordinator: Coordinat
         "weight_decay": 0.01,
         "mixed_precision": True,
     }
-    agreement = coordinator.agree(training=training, weights="equal", keep_updates=True)
+    late = {"stragglers": "partial", "deadline": 60}
+    agreement = coordinator.agree(training=training, weights="equal", keep_updates=True, **late)
     told = rows(with_policy(site, metrics=[], counts="exact", noise=2.0), agreement)
-    assert told["work in each round"] == "20 steps, batches of 8"
+    shared = "what is done of it when 60 s are nearly over is shared"
+    assert told["work in each round"] == f"20 steps, batches of 8; {shared}"
     learning = "adamw, learning rate 0.1, times 0.9 after every round, weight decay 0.01"
     assert told["learning"] == f"{learning}, in bfloat16 where the processor has it"
     assert (told["metrics told"], told["counts told"]) == ("none", "none")
@@ -476,6 +479,7 @@ def test_the_explanation_follows_the_study_and_the_policy(coordinator: Coordinat
     assert told["kept there"] == "every update, for good"
     told = rows(with_policy(site, counts="exact"), coordinator.agree(weights="patients"))
     assert told["counts told"] == "patients trained on, images evaluated on: exactly"
+    assert told["metrics told"] == "auc, loss; with at least 1 held-out patient, auc of every class"
 
 
 def test_a_coordinators_words_cannot_overwrite_those_of_the_hospital_on_the_screen(
@@ -502,18 +506,29 @@ def test_a_limit_that_a_study_reaches_later_is_told_and_can_be_approved(
     assert approve(site, agreement).recorded
 
 
+def test_a_study_whose_steps_take_fewer_images_than_patients_are_required_cannot_be_approved(
+    coordinator: Coordinator, site: Site
+) -> None:
+    agreement = coordinator.agree(training={"epochs": None, "steps": 1, "batch_size": 8})
+    with pytest.raises(PolicyError, match="the steps of a round take at most 8 images") as caught:
+        approve(site, agreement)
+    assert caught.value.rule is Rule.MIN_PATIENTS
+    assert rows(site, agreement)[REFUSED] == str(caught.value)
+
+
 @pytest.mark.parametrize(
-    ("policy", "rule"),
+    ("policy", "plan", "rule"),
     [
-        ({"tasks": []}, Rule.TASK),
-        ({"max_bytes": 1000}, Rule.MAX_BYTES),
-        ({"max_epsilon": 1.0}, Rule.EPSILON),
+        ({"tasks": []}, {}, Rule.TASK),
+        ({"metrics": ["auc"]}, {"strategy": {"name": "qfedavg", "client_learning_rate": 0.1}}, Rule.METRIC),
+        ({"max_bytes": 1000}, {}, Rule.MAX_BYTES),
+        ({"max_epsilon": 1.0}, {}, Rule.EPSILON),
     ],
 )
 def test_what_the_policy_could_never_follow_cannot_be_approved(
-    coordinator: Coordinator, site: Site, policy: dict[str, Any], rule: Rule
+    coordinator: Coordinator, site: Site, policy: dict[str, Any], plan: dict[str, Any], rule: Rule
 ) -> None:
-    agreement, site = coordinator.agree(), with_policy(site, **policy)
+    agreement, site = coordinator.agree(**plan), with_policy(site, **policy)
     with pytest.raises(PolicyError) as caught:
         approve(site, agreement)
     assert caught.value.rule == rule
@@ -596,7 +611,7 @@ def test_an_order_is_followed_again_by_a_silo_that_was_killed_over_it(
         first = silo.answer(order)
     else:
         with monkeypatch.context() as patch:
-            patch.setattr(silo_module, "visit", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            patch.setattr(silo_module, "visit", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):
                 silo.answer(order)
     silo.close()
@@ -667,7 +682,12 @@ def test_another_update_of_a_round_is_one_more_and_only_the_same_one_is_told_for
     site, agreement = Site.load(path), coordinator.agree()
     approve(site, agreement)
     silo, chance = Silo(site), np.random.default_rng(0)
-    silo.fit = lambda network, *_, **__: chance.standard_normal(network.spec.size).astype(np.float32)
+
+    def fit(network: FlatNetwork, _: Any, data: Cases, *__: Any, **___: Any) -> Vector:
+        data.take(np.arange(len(data)))
+        return chance.standard_normal(network.spec.size).astype(np.float32)
+
+    silo.fit = fit
     order = coordinator.order(agreement, 1)
     answers = [silo.answer(order, again=number > 0) for number in range(3)]
     assert [said(answer) for answer in answers] == ["update", "update", "round-limit"]

@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.serialization import load_ssh_private_key, l
 
 from models.errors import ConfigError
 from models.exchange.enrolment import Enrolment, Invitation
-from models.ledger import Signer
+from models.ledger import Ledger, Signer
 from silos.config import Site
 from silos.network.enrolment import invitation, join, load_client_key, load_node_key, node_files
 
@@ -28,7 +28,7 @@ words = { yes = "lesion", no = "none" }
 [policy]
 tasks = ["classification"]
 metrics = ["auc"]
-min_patients = 3
+min_patients = 6
 max_rounds = 5
 max_bytes = "1 MB"
 clip = 1.0
@@ -145,6 +145,19 @@ def test_new_keys_under_an_old_enrolment_are_reported(site: Site) -> None:
         join(site)
     assert "admit" in caught.value.hint
     assert node_files(site).enrolment.read_bytes() == before
+
+
+def test_a_new_signing_key_beside_the_ledger_of_the_old_one_is_reported(site: Site) -> None:
+    join(site)
+    Ledger.create(site.ledger, Signer.load(site.key), {"policy": {}}).close()
+    first = join(site)
+    for path in (site.key, site.key.with_suffix(".pub"), node_files(site).enrolment):
+        path.unlink()
+    with pytest.raises(ConfigError, match=r"run\.work: .*/work/ledger: is not signed with .*north\.key") as caught:
+        join(site)
+    assert "move the folder away (keep it: it is the evidence of that key)" in caught.value.hint
+    site.ledger.rename(site.ledger.with_name("ledger.old"))
+    assert join(site).key != first.key
 
 
 @pytest.mark.parametrize("name", ["keys/north.key", "work/node/node.key", "work/node/client.key"])
