@@ -5,12 +5,13 @@
 
 It makes hospitals whose mix of labels differs (`intramural-silo split --by labels`), runs FedAvg, FedProx, SCAFFOLD and
 FedBN with every seed through the real exchange, and prints final metric, differences and intervals. Page, drawings and
-the table for pandas are written to `--work`. Stopped and started again, it goes on where it was. The results of
+the table for pandas are written below `--work`. Stopped and started again, it goes on where it was. The results of
 make-believe patients say that the toolkit works, and nothing about medicine: scripts/results/compare.md.
 """
 
 import argparse
 import json
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from aggregator.sweep.comparison import table
 from models.console import FAILED, OK, progress, show_table
 from models.errors import IntramuralError
 from models.plan import Plan
+from silos.config import Site
 from silos.phantom import write_hospital
 from silos.split import split
 
@@ -63,7 +65,9 @@ strategy.name = "fedprox"
 strategy.mu = 0.1
 
 [[arms]]
+label = "scaffold"
 strategy.name = "scaffold"
+weights = "equal"
 
 [[arms]]
 label = "fedavg, local norm (FedBN)"
@@ -78,8 +82,7 @@ def write_patients(folder: Path) -> tuple[Path, Path]:
     if not site.exists():
         write_hospital(folder / "all", name="all", seed=1, patients=150, images=4, size=32, studies=["compare"])
         # Whoever simulates may look at groups that a real hospital would not tell of.
-        text = site.read_text().replace("min_patients = 11", "min_patients = 2")
-        site.write_text(text.replace("min_evaluated = 4", "min_evaluated = 2"))
+        site.write_text(site.read_text().replace("min_patients = 11", "min_patients = 6"))
     study.write_text(STUDY)
     return site, study
 
@@ -97,35 +100,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if (options.site is None) != (options.study is None):
         parser.error("give both --site and --study, or neither")
-    work, parts = options.work.absolute(), options.work.absolute() / "hospitals"
+    work = options.work.absolute()
     work.mkdir(parents=True, exist_ok=True)
     try:
         site, study = (options.site, options.study.absolute()) if options.site else write_patients(work)
+        name = f"{Site.load(site).name}-{options.into}-{options.alpha:g}"  # other hospitals are another comparison
+        draft, parts, out = work / "draft", work / name / "hospitals", work / name
         with progress() as report:
             if not parts.exists():
+                shutil.rmtree(draft, ignore_errors=True)  # of a run that was killed
                 made = split(
-                    site, parts, by="labels", into=options.into, alpha=options.alpha, seed=1,
+                    site, draft, by="labels", into=options.into, alpha=options.alpha, seed=1,
                     plan=Plan.load(study), progress=report,
                 )  # fmt: skip
-                rows = [(part.name, part.training, part.held_out, *part.classes.values()) for part in made]
-                show_table("hospitals", ("hospital", "to train on", "held out", *made[0].classes), rows)
+                out.mkdir(exist_ok=True)
+                draft.rename(parts)
+                cells = [(part.name, part.training, part.held_out, *part.classes.values()) for part in made]
+                show_table("hospitals", ("hospital", "to train on", "held out", *made[0].classes), cells)
             text = SWEEP.format(
                 study=json.dumps(str(study)),
                 sites=json.dumps(str(parts / "*" / "site.toml")),
                 seeds=list(range(1, options.seeds + 1)),
                 processes=options.processes,
             )
-            (work / "sweep.toml").write_text(text)
-            outcome = sweep(work / "sweep.toml", work, progress=report)
+            (out / "sweep.toml").write_text(text)
+            outcome = sweep(out / "sweep.toml", out, progress=report)
     except IntramuralError as error:
         print(f"error: {error}\n  do: {error.hint}", file=sys.stderr)
         return FAILED
     if outcome.comparison is not None:
         columns, rows = table(outcome.comparison)
         show_table(f"{len(outcome.histories)} runs, {options.seeds} seeds", columns, rows)
-    for run, problem in outcome.failed.items():
+    for run, problem in {**outcome.incomplete, **outcome.failed}.items():
         print(f"{run.arm.label}, seed {run.seed}: {problem}", file=sys.stderr)
-    print(work / "sweep.html")
+    print(out / "sweep.html")
     return FAILED if outcome.failed else OK
 
 

@@ -64,8 +64,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome, list
     """A folder with a sweep that is over; one of its runs had been stopped after the first round before."""
     folder = tmp_path_factory.mktemp("sweep")
     everybody = write_hospital(folder / "all", name="all", patients=24, images=2, size=32, studies=["trial"])
-    text = everybody.read_text().replace("min_patients = 11", "min_patients = 2")
-    everybody.write_text(text.replace("min_evaluated = 4", "min_evaluated = 1"))
+    everybody.write_text(everybody.read_text().replace("min_patients = 11", "min_patients = 6"))
     split(everybody, folder / "parts", into=2)
     (folder / "study.toml").write_text(PLAN)
     (folder / "sweep.toml").write_text(SWEEP)

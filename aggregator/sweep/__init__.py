@@ -14,7 +14,7 @@ from pathlib import Path
 from aggregator.history import History
 from aggregator.sweep import comparison, table
 from aggregator.sweep.arms import Arm, read_arms
-from aggregator.sweep.comparison import Comparison, compare
+from aggregator.sweep.comparison import Comparison, compare, incomplete
 from aggregator.sweep.page import page
 from aggregator.sweep.running import Run, carry_out_all
 from aggregator.sweep.settings import Sweep
@@ -35,12 +35,14 @@ class Outcome:
     Attributes:
         comparison: The arms, if any run is over that told the metric.
         histories: The runs that are over.
-        failed: Those that are not, and what went wrong.
+        incomplete: Those of them whose last model not every hospital measured, and what is missing.
+        failed: The runs that are not over, and what went wrong.
         files: What was written about them.
     """
 
     comparison: Comparison | None
     histories: Mapping[Run, History]
+    incomplete: Mapping[Run, str]
     failed: Mapping[Run, str]
     files: list[Path]
 
@@ -73,9 +75,9 @@ def sweep(
         for arm in arms
         for seed in settings.seeds
     ]
-    if lacking := next((run for run in runs if metric not in run.plan.metrics), None):
+    if silent := next((run for run in runs if metric not in run.plan.metrics), None):
         raise ConfigError(
-            f"{source}: metric: {lacking.arm.label} does not ask for {metric}", "compare by what every arm asks for"
+            f"{source}: metric: {silent.arm.label} does not ask for {metric}", "compare by what every arm asks for"
         )
     failed: dict[Run, str] = {}
 
@@ -90,7 +92,8 @@ def sweep(
     found = {run: history for run in runs if (history := run.history()) is not None}
     compared = compare(found, metric, settings.target, arms[0].label)
     files = table.write(out, table.rows(found))
-    report = page(plan, compared, found, failed)
+    lacking = incomplete(found, metric)
+    report = page(plan, compared, found, lacking, failed)
     contents = {"sweep.html": as_html(report).encode(), "sweep.md": as_markdown(report).encode()}
     if compared is not None:
         for draw in (comparison.curves, comparison.hospitals, comparison.targets):
@@ -98,4 +101,4 @@ def sweep(
     for name, content in contents.items():
         publish(out / name, content)
         files.append(out / name)
-    return Outcome(compared, found, failed, files)
+    return Outcome(compared, found, lacking, failed, files)

@@ -20,6 +20,7 @@ import tomli_w
 from aggregator.sweep.settings import Sweep
 from models.errors import ConfigError
 from models.plan import Plan
+from models.settings import flat
 
 _FIXED = {
     "name": "hospitals allow a study by its name",
@@ -62,14 +63,14 @@ def read_arms(sweep: Sweep, source: Path) -> list[Arm]:
     Raises:
         ConfigError: The study, or a value that an arm gives, is wrong; or two arms are the same.
     """
-    own = flat(Plan.load(sweep.study).model_dump(mode="json"))
+    own = dict(flat(Plan.load(sweep.study).model_dump(mode="json")))
     with sweep.study.open("rb") as file:
         base = tomllib.load(file)
     arms: list[Arm] = []
     for number, given in enumerate(sweep.arms, start=1):
         table = dict(given)
         label = table.pop("label", None)
-        keys = flat(table) | flat(sweep.every)
+        keys = dict(flat(table)) | dict(flat(sweep.every))
         if fixed := [key for key in keys if key in _FIXED]:
             raise ConfigError(
                 f"{source}: arms: number {number}: {fixed[0]}: cannot be changed by an arm: {_FIXED[fixed[0]]}",
@@ -91,14 +92,6 @@ def read_arms(sweep: Sweep, source: Path) -> list[Arm]:
         if one.folder == other.folder:
             raise ConfigError(f"{source}: arms: two are called {one.label!r}", "remove one, or give each a `label`")
     return arms
-
-
-def flat(table: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """A table as dotted keys and values."""
-    found: dict[str, Any] = {}
-    for key, value in table.items():
-        found |= flat(value, f"{before}{key}.") if isinstance(value, dict) else {before + key: value}
-    return found
 
 
 def _alternatives(value: Any, own: Any) -> Sequence[Any]:

@@ -89,6 +89,22 @@ def compare(histories: Mapping[Run, History], metric: str, target: float | None,
     return Comparison(metric, first, target, sorted(hospitals), results)
 
 
+def incomplete(histories: Mapping[Run, History], metric: str) -> dict[Run, str]:
+    """The runs whose last model was not measured by everybody who measured another's, and what is missing.
+
+    Args:
+        histories: Of the runs that are over.
+        metric: What is compared.
+    """
+    told = {run: statistics.measured(history.rounds[-1], metric).keys() for run, history in histories.items()}
+    everybody = set().union(*told.values())
+    return {
+        run: f"{metric} of its last model is missing at {', '.join(sorted(everybody - names)) or 'every hospital'}"
+        for run, names in told.items()
+        if not names or everybody - names
+    }
+
+
 def _last(history: History, metric: str) -> float:
     return numbers.fmean(statistics.measured(history.rounds[-1], metric).values())
 
@@ -146,9 +162,8 @@ def curves(found: Comparison) -> str:
     for one in found.results:
         each: dict[int, list[float]] = {}
         for history in one.histories.values():
-            for round_ in history.rounds:
-                if (value := statistics.mean(round_, found.metric)) is not None:
-                    each.setdefault(round_.number, []).append(value)
+            for number, value in statistics.means(history, found.metric).items():
+                each.setdefault(number, []).append(value)
         told = {number: statistics.level(values, found.metric) for number, values in sorted(each.items())}
         points[one.label] = [(number, value.mean) for number, value in told.items()]
         bands[one.label] = [(number, value.low, value.high) for number, value in told.items() if value.count > 1]

@@ -11,14 +11,21 @@ from models.page import Cell, Figure, Item, Page, Section, Table
 from models.plan import Plan
 
 
-def page(plan: Plan, found: Comparison | None, histories: Mapping[Run, History], failed: Mapping[Run, str]) -> Page:
+def page(
+    plan: Plan,
+    found: Comparison | None,
+    histories: Mapping[Run, History],
+    incomplete: Mapping[Run, str],
+    failed: Mapping[Run, str],
+) -> Page:
     """The page.
 
     Args:
         plan: The study before any arm changed it.
         found: The arms compared, if any told the metric.
         histories: The runs that are over.
-        failed: Those that are not, and why.
+        incomplete: Those of them whose last model not every hospital measured, and what is missing.
+        failed: The runs that are not over, and why.
     """
     if found is None:
         sections = [Section("Arms", ["No run is over that told the metric."])]
@@ -33,7 +40,10 @@ def page(plan: Plan, found: Comparison | None, histories: Mapping[Run, History],
                 [Figure("Median over the seeds that reached it; lines: lowest, highest.", comparison.targets(found))],
             ),
         ]
-    sections += [Section("Runs", _runs(histories)), *([Section("Failed", [_failed(failed)])] if failed else [])]
+    sections.append(Section("Runs", _runs(histories)))
+    for title, runs in (("Not measured everywhere", incomplete), ("Failed", failed)):
+        if runs:
+            sections.append(Section(title, [_told(runs)]))
     return Page(f"Sweep of {plan.name}: {plan.purpose}", sections)
 
 
@@ -92,7 +102,6 @@ def _runs(histories: Mapping[Run, History]) -> list[Item]:
     ]
 
 
-def _failed(failed: Mapping[Run, str]) -> Table:
-    return Table(
-        ("arm", "seed", "what went wrong"), [(run.arm.label, str(run.seed), why) for run, why in failed.items()]
-    )
+def _told(runs: Mapping[Run, str]) -> Table:
+    rows = [(run.arm.label, str(run.seed), what) for run, what in runs.items()]
+    return Table(("arm", "seed", "what is missing or went wrong"), rows)

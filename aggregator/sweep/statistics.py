@@ -59,33 +59,38 @@ def measured(round_: Round, metric: str) -> dict[str, float]:
     return {name: values[metric] for name, values in sorted(round_.metrics.items()) if metric in values}
 
 
-def mean(round_: Round, metric: str) -> float | None:
-    """The mean over the hospitals that told it, each counted alike."""
-    values = measured(round_, metric)
-    return statistics.fmean(values.values()) if values else None
-
-
 def worst(round_: Round, metric: str) -> float | None:
     """Of the hospital that is served worst."""
     values = measured(round_, metric).values()
     return (max if metric in LOWER_IS_BETTER else min)(values, default=None)
 
 
+def means(history: History, metric: str) -> dict[int, float]:
+    """By round, the mean over those who told the metric of the last model; a round that lacks one of them is left out.
+
+    A mean over whoever was there would change with who was away.
+    """
+    judges = measured(history.rounds[-1], metric).keys()
+    told = {round_.number: measured(round_, metric) for round_ in history.rounds}
+    return {
+        number: statistics.fmean(values[name] for name in judges)
+        for number, values in told.items()
+        if judges and judges <= values.keys()
+    }
+
+
 def reached(history: History, metric: str, target: float) -> int | None:
-    """The first round whose model is at least as good as the target; None if there is none."""
+    """The first round whose model is at least as good as the target, of those that `means` knows; None if none is."""
     sign = -1 if metric in LOWER_IS_BETTER else 1
-    for round_ in history.rounds:
-        value = mean(round_, metric)
-        if value is not None and sign * value >= sign * target:
-            return round_.number
-    return None
+    return next((number for number, value in means(history, metric).items() if sign * value >= sign * target), None)
 
 
 def level(values: Sequence[float], metric: str) -> Estimate:
     """The mean of at least one value of a metric; the interval is cut off at what the metric can be."""
     found = estimate(values)
+    least = 0.0 if min(values) >= 0 else -math.inf  # a task of one's own may have a loss below 0
     most = math.inf if metric in LOWER_IS_BETTER else 1.0
-    return Estimate(found.mean, max(0.0, found.low), min(most, found.high), found.count)
+    return Estimate(found.mean, max(least, found.low), min(most, found.high), found.count)
 
 
 def estimate(values: Sequence[float]) -> Estimate:

@@ -23,11 +23,12 @@ Row = dict[str, Any]
 def rows(histories: Mapping[Run, History]) -> list[Row]:
     """Every measurement of some runs."""
     keys = list(dict.fromkeys(key for run in histories for key in run.arm.changes))
+    columns = {key: _column([run.arm.changes.get(key) for run in histories]) for key in keys}
     return [
         {
             "arm": run.arm.label,
             "seed": run.seed,
-            **{key: _plain(run.arm.changes.get(key)) for key in keys},
+            **{key: column[place] for key, column in columns.items()},
             "round": round_.number,
             "void": round_.void,
             "hospital": hospital,
@@ -36,7 +37,7 @@ def rows(histories: Mapping[Run, History]) -> list[Row]:
             "value": value,
             "evaluated": round_.examples[hospital],
         }
-        for run, history in histories.items()
+        for place, (run, history) in enumerate(histories.items())
         for round_ in history.rounds
         for hospital, values in sorted(round_.metrics.items())
         for metric, value in sorted(values.items())
@@ -60,6 +61,9 @@ def write(folder: Path, found: Sequence[Row]) -> list[Path]:
     return written
 
 
-def _plain(value: Any) -> Any:
-    """A value that a cell can hold."""
-    return value if value is None or isinstance(value, str | int | float | bool) else str(value)
+def _column(values: Sequence[Any]) -> list[Any]:
+    """Values as the cells of a column can hold them, all of one kind."""
+    kinds = {type(value) for value in values if value is not None}
+    if (len(kinds) <= 1 and kinds <= {str, bool}) or kinds <= {int, float}:
+        return list(values)
+    return [None if value is None else str(value) for value in values]

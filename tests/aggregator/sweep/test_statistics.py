@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from aggregator.history import History, Round
-from aggregator.sweep import comparison, statistics
+from aggregator.sweep import comparison, statistics, table
 from aggregator.sweep.arms import Arm
 from aggregator.sweep.page import page
 from aggregator.sweep.running import Run
@@ -22,7 +22,8 @@ VALUES = st.lists(st.floats(0, 1), min_size=3, max_size=9)
 
 
 def round_(number: int, **told: float) -> Round:
-    return Round(number, "", metrics={name: {"auc": value, "loss": 1 - value} for name, value in told.items()})
+    metrics = {name: {"auc": value, "loss": 1 - value} for name, value in told.items()}
+    return Round(number, "", metrics=metrics, examples=dict.fromkeys(told, 9.0))
 
 
 @given(VALUES)
@@ -66,7 +67,7 @@ def test_arms_are_compared_by_the_seeds_that_both_have() -> None:
 def test_each_hospital_counts_alike_and_one_that_withholds_does_not_count() -> None:
     model = round_(1, north=0.9, south=0.5)
     model.metrics["west"] = {"loss": 0.3}
-    assert statistics.mean(model, "auc") == pytest.approx(0.7)
+    assert statistics.means(History(PLAN, [model]), "auc") == {1: pytest.approx(0.7)}
     assert (statistics.worst(model, "auc"), statistics.worst(model, "loss")) == (0.5, pytest.approx(0.5))
 
 
@@ -76,7 +77,40 @@ def test_the_target_is_reached_by_the_first_round_that_is_as_good(metric: str, t
     assert statistics.reached(history, metric, target) == expected
 
 
+def test_a_round_without_one_of_those_who_judge_the_last_model_reaches_nothing() -> None:
+    rounds = [round_(0, a=0.5, b=0.1), round_(1, a=0.9), round_(2, a=0.9, b=0.2, c=0.0), round_(3, a=0.9, b=0.9)]
+    history = History(PLAN, rounds)
+    assert statistics.means(history, "auc") == {0: 0.3, 2: pytest.approx(0.55), 3: 0.9}
+    assert statistics.reached(history, "auc", 0.8) == 3
+
+
+def test_a_last_model_that_not_everybody_measured_is_told() -> None:
+    runs = {Run(Arm("fedavg", {}, {}), seed, Path(), ()): seed for seed in (1, 2, 3)}
+    last = {1: round_(1, a=0.5, b=0.5), 2: round_(1, b=0.5), 3: Round(1, "")}
+    found = comparison.incomplete({run: History(PLAN, [last[seed]]) for run, seed in runs.items()}, "auc")
+    assert {runs[run]: what for run, what in found.items()} == {
+        2: "auc of its last model is missing at a",
+        3: "auc of its last model is missing at a, b",
+    }
+
+
+def test_a_column_of_several_kinds_is_one_of_text(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    changes: list[dict[str, Any]] = [{"a": False, "b": 1, "c": "x"}, {"a": [{"name": "RandFlip"}], "b": 0.5}, {}]
+    histories = {
+        Run(Arm(str(number), change, {}), 1, Path(), ()): History(PLAN, [round_(0, north=0.5)])
+        for number, change in enumerate(changes)
+    }
+    table.write(tmp_path, table.rows(histories))
+    found = pandas.read_parquet(tmp_path / "results.parquet").query("metric == 'auc'")
+    assert list(found["a"])[:2] == ["False", "[{'name': 'RandFlip'}]"]
+    assert list(found["b"])[:2] == [1, 0.5]
+    assert (found["c"][0], found["c"].isna().sum()) == ("x", 2)
+
+
 def test_an_interval_ends_where_the_metric_does() -> None:
+    assert statistics.level([-2.0, -2.2, -1.8], "loss").low == pytest.approx(-2.497, abs=1e-3)
     assert statistics.level([0.9, 1.0], "auc").high == 1.0
     assert statistics.level([0.1, 3.0], "loss").low == 0.0
     assert statistics.level([0.1, 3.0], "loss").high > 3.0
@@ -95,7 +129,7 @@ def compared(told: dict[str, list[float]], first: str, target: float | None = No
 
 
 def reading(found: comparison.Comparison) -> str:
-    return as_markdown(page(PLAN, found, {}, {}))
+    return as_markdown(page(PLAN, found, {}, {}, {}))
 
 
 def test_without_a_run_of_the_first_arm_nothing_is_compared_with_another_one() -> None:
