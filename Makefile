@@ -1,7 +1,8 @@
 # make demo    the demonstration; make demo DATA=DIR runs it on DIR/*/site.toml under DIR/study*.toml
 # make test    the tests
 # make check   format, lint, types, import contracts
-# make bench   what a simulation costs beside the training, bfloat16 beside float32, reading images beside pydicom and MONAI
+# make bench   what a simulation costs beside the training, bfloat16 beside float32, updates and means beside Flower's
+#              records, reading images beside pydicom and MONAI
 # make bench-peers   what a simulation costs beside Flower's Ray engine, NVIDIA FLARE and apple/pfl, which it installs in .peers
 # Each target makes the environment it needs: Python's own venv and pip, in .venv.
 

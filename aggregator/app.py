@@ -40,9 +40,12 @@ def main(grid: Grid, context: Context) -> None:
         raise ConfigError(f"study {digest} is not one that this service is to run", "run: intramural-aggregator run")
     try:
         with Study.open(wanted.folder) as study:
-            (survey if wanted.survey else run)(study, NetworkGrid(grid, lambda: roster(home)))
-        if wanted.survey:
-            runs.unwant(home, digest)
+            hospitals = NetworkGrid(grid, lambda: roster(home))
+            if wanted.survey:
+                survey(study, hospitals)
+            else:
+                run(study, hospitals, end=wanted.end)
+        runs.unwant(home, digest)  # only now: killed before its leave, it is started once more to take it
     except Locked:
         raise  # another process works on it, and shall go on
     except IntramuralError as error:

@@ -60,8 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=int,
         default=1,
         metavar="N",
-        help="with --local: share the hospitals out to N processes of one thread each, with the same result; pays "
-        "on N idle cores when a hospital trains for seconds, not milliseconds (default: 1, no other process)",
+        help="with --local and --engine local: share the hospitals out to N processes of one thread each, with the "
+        "same result; pays on N idle cores when a hospital trains for seconds, not milliseconds (default: 1, no other "
+        "process)",
     )
     run.add_argument(
         "--batched",
@@ -70,6 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "then differ in their last digits from the usual ones",
     )
     _log(run, "with --local: show")
+    run.add_argument(
+        "--end", action="store_true", help="train no more: close the study with the model that it has, to be released"
+    )
     run.add_argument("--detach", action="store_true", help="over the network: do not wait for the end")
     _json(run)
     run.set_defaults(run=_run)
@@ -168,18 +172,14 @@ def _log(parser: argparse.ArgumentParser, what: str) -> None:
 
 def _check(arguments: argparse.Namespace) -> int:
     from models.plan import Plan
+    from models.settings import flat
 
     plan = Plan.load(arguments.plan).model_dump(mode="json")
     print("networks, their arguments and augmentations are looked at by `create`", file=sys.stderr)  # it loads torch
     if arguments.json:
         show_json(plan)
         return OK
-    rows = [
-        (f"{key}.{name}", item)
-        for key, value in plan.items()
-        for name, item in (value.items() if isinstance(value, dict) else [("", value)])
-    ]
-    show_table(f"{arguments.plan}: is a plan", ("key", "value"), [(key.rstrip("."), value) for key, value in rows])
+    show_table(f"{arguments.plan}: is a plan", ("key", "value"), flat(plan))
     return OK
 
 
@@ -229,9 +229,15 @@ def _run_here(arguments: argparse.Namespace) -> None:
     from models.errors import ConfigError
 
     sites, workers = arguments.local, arguments.workers
+    if arguments.detach:
+        raise ConfigError("--detach: goes with --service only", "leave it out; a local run ends with this command")
     if arguments.engine == "ray":
         if arguments.batched:
             raise ConfigError("--batched: all train in this process", "take --engine local, or leave it out")
+        if workers != 1:
+            raise ConfigError(
+                "--workers: goes with --engine local only", "leave it out; the cluster says how many workers there are"
+            )
         engine: LocalGrid | RayGrid = aggregator.RayGrid(sites)
     else:
         engine = aggregator.LocalGrid(sites, workers, batched=arguments.batched)
@@ -242,7 +248,7 @@ def _run_here(arguments: argparse.Namespace) -> None:
                 f"{arguments.study}: the study is over, and {', '.join(others)} took no part in it",
                 "name the hospitals that did, or create a new study",
             )
-        run(study, grid, loggers(study, arguments.log, _rounds(report)))
+        run(study, grid, loggers(study, arguments.log, _rounds(report)), end=arguments.end)
 
 
 def _rounds(report: Report) -> "Callable[[History], None]":
@@ -260,14 +266,16 @@ def _run_there(arguments: argparse.Namespace) -> None:
     from aggregator.service.studies import follow, start
     from models.errors import ConfigError
 
-    if arguments.log:
-        raise ConfigError(
-            "--log: goes with --local only", "leave it out; the numbers stand in the study's metrics.jsonl"
-        )
-    if arguments.batched:
-        raise ConfigError("--batched: goes with --local only", "leave it out; hospitals train each for itself")
+    for option, given, why in (
+        ("--log", arguments.log, "the numbers stand in the study's metrics.jsonl"),
+        ("--batched", arguments.batched, "hospitals train each for itself"),
+        ("--workers", arguments.workers != 1, "hospitals train each on its own machine"),
+        ("--engine", arguments.engine != "local", "hospitals train each on its own machine"),
+    ):
+        if given:
+            raise ConfigError(f"{option}: goes with --local only", f"leave it out; {why}")
     home = Home.open(arguments.service)
-    start(home, arguments.study)
+    start(home, arguments.study, end=arguments.end)
     if not arguments.detach:
         with progress() as report:
             follow(home, arguments.study, report)
@@ -312,10 +320,13 @@ def _sweep(arguments: argparse.Namespace) -> int:
     with progress() as report:
         outcome = sweep(arguments.sweep, arguments.out, told, report)
     if arguments.json:
-        show_json({"arms": as_json(outcome.comparison), "failed": len(outcome.failed), "files": outcome.files})
+        counts = {"incomplete": len(outcome.incomplete), "failed": len(outcome.failed)}
+        show_json({"arms": as_json(outcome.comparison), **counts, "files": outcome.files})
     else:
         if outcome.comparison:
             show_table(str(arguments.sweep), *table(outcome.comparison))
+        for run, what in outcome.incomplete.items():
+            print(f"{run.arm.label}, seed {run.seed}: {what}", file=sys.stderr)
         print("\n".join(map(str, outcome.files)))
     return FAILED if outcome.failed or not outcome.comparison else OK
 

@@ -89,7 +89,7 @@ def check(received: Received, asked: Asked, plan: Plan, spec: Spec) -> Manifest 
     if any(abs(value) > MAX_METRIC for value in manifest.metrics.values()):
         raise Malformed("tells a number that no metric has", detail="metric")
     if statement.kind is Kind.UPDATE:
-        if plan.strategy.name == "qfedavg" and (manifest.evaluated is None or manifest.metrics.get("loss", -1) < 0):
+        if plan.strategy.weighs_by_loss and (manifest.evaluated is None or manifest.metrics.get("loss", -1) < 0):
             raise Malformed("tells no loss of at least 0, by which qfedavg weighs", detail="metric")
         _check_update(manifest, received, plan, spec)
     elif manifest.digest is not None or envelope.vector is not None:

@@ -62,7 +62,7 @@ class LocalGrid(StudyGrid):
     ) -> None:
         self._faults = tuple(faults)
         if workers < 1:
-            raise ConfigError(f"workers: must be at least 1 (got {workers})")
+            raise ConfigError(f"workers: must be at least 1 (got {workers})", "give a number from 1 on")
         if batched and workers > 1:
             raise ConfigError(
                 f"workers: hospitals are batched in one process (got {workers})",

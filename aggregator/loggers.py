@@ -18,6 +18,7 @@ from typing import Any
 from aggregator.history import History
 from aggregator.study import Study
 from models.errors import ConfigError
+from models.settings import flat
 
 OnRound = Callable[[History], None]
 """Called with the history so far, and a last time when the study is over."""
@@ -104,7 +105,7 @@ def mlflow(study: Study, uri: str) -> OnRound:
     runs = client.search_runs([experiment], f"tags.`{tag}` = '{study.digest}'")
     run = (runs[0] if runs else client.create_run(experiment, tags={tag: study.digest})).info.run_id
     if not runs:
-        for key, value in _flat(study.plan.model_dump(mode="json")):
+        for key, value in flat(study.plan.model_dump(mode="json")):
             client.log_param(run, key, value)
     told: dict[str, set[int]] = {}
 
@@ -141,14 +142,6 @@ def numbers(history: History) -> Iterator[tuple[str, str, int, float]]:
         for metric in history.plan.metrics:
             if (mean := round_.mean(metric)) is not None:
                 yield ALL, metric, round_.number, mean
-
-
-def _flat(table: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in table.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{before}{key}.")
-        else:
-            yield f"{before}{key}", value
 
 
 def _needed(module: str, extra: str) -> Any:

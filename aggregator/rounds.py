@@ -3,7 +3,8 @@
 `run` is one loop over any Flower Grid. It starts where the ledger says the study is, so a killed run
 goes on with the round it was in, with the updates that had already been accepted. A silo that refuses,
 fails or stays silent is recorded and the others go on; with fewer than `min_silos` accepted updates the
-round is void and the old model stands.
+round is void and the old model stands. Where they are too few because hospitals have not approved the study,
+or most are away, the round is left open and the run ends with their names: more rounds would be void too.
 """
 
 import functools
@@ -13,7 +14,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from aggregator import strategy
+from aggregator import strategy, witnesses
+from aggregator.audit.lines import is_receipt
 from aggregator.grid import StudyGrid
 from aggregator.history import History, read_history, write_metrics
 from aggregator.sampling import drawn
@@ -21,12 +23,12 @@ from aggregator.strategy import Audited
 from aggregator.study import Position, Study
 from aggregator.visits import POLL, Visit, part
 from aggregator.weighing import Contribution
-from models.errors import ConfigError, Rule
+from models.errors import ConfigError, NotWitnessed, Rule
 from models.exchange.channel import Channel
 from models.exchange.documents import VisitKind
 from models.exchange.spec import vector_digest
 from models.exchange.statement import Statement
-from models.ledger import Entry, Event
+from models.ledger import Entry, Event, read_partings
 
 log = logging.getLogger("intramural.aggregator")
 
@@ -51,7 +53,9 @@ class Outcome:
     history: History
 
 
-def run(study: Study, grid: StudyGrid, on_round: Callable[[History], None] | None = None) -> Outcome:
+def run(
+    study: Study, grid: StudyGrid, on_round: Callable[[History], None] | None = None, *, end: bool = False
+) -> Outcome:
     """Run a study to its end, or go on with it.
 
     Args:
@@ -59,27 +63,42 @@ def run(study: Study, grid: StudyGrid, on_round: Callable[[History], None] | Non
         grid: Its hospitals.
         on_round: Called with the history so far when a round is over, and once more when the study is over: only then
             has the last model been measured.
+        end: Train no more: the model that stands is the last one, as where hospitals have left for good.
 
     Returns:
-        The final model and the history; of a study that was over before, the same again, and nothing is run.
+        The final model and the history. Of a study that was over before, the same again: nothing is run, and leave is
+        taken of hospitals that went without.
 
     Raises:
-        ConfigError: Fewer silos than `min_silos`, one with another key than enrolled, a study that the grid cannot
-            carry out, or one that every silo refuses in the first round because it is not approved there; that round
-            can be run again.
+        ConfigError: Fewer silos than `min_silos`, one with another key than enrolled in a study that has not begun, a
+            study that the grid cannot carry out, or a round for which too few hospitals are left because others have
+            not approved the study or lack witnesses; that round can be run again.
         LedgerError: The ledger cannot be written; nothing was sent after that.
     """
     plan, position = study.plan, study.position
     if not position.closed:
-        _Run(study, grid).to_the_end(on_round)
+        _Run(study, grid, 0 if end else plan.min_silos).to_the_end(on_round, position.round if end else plan.rounds)
         position = study.position
     else:
         log.warning("%s: the study is over; nothing was run", study.folder)
+        _take_leave(study, grid)
     history = read_history(study.ledger.records, plan)
     write_metrics(study.folder / "metrics.jsonl", history)
     if on_round:
         on_round(history)
     return Outcome(study.digest, study.model_path(position.model), position.digest, history)
+
+
+def _take_leave(study: Study, grid: StudyGrid) -> None:
+    """Part from the hospitals of a study that was over before they could: it was killed then, or they were away."""
+    parted = {parting.peer for parting in read_partings(study.ledger.folder) if parting.study == study.digest}
+    left = {(name, vkey) for name, vkey in study.enrolled.items() if name not in parted}
+    channels = {
+        node: Channel(study.ledger, study.signer, silo, study.digest)
+        for node, silo in grid.roster.items()
+        if (silo.name, silo.vkey) in left
+    }
+    part(grid, channels, [node for node in grid.get_node_ids() if node in channels])
 
 
 def survey(study: Study, grid: StudyGrid) -> None:
@@ -95,32 +114,38 @@ def survey(study: Study, grid: StudyGrid) -> None:
     """
     if study.position.closed:
         raise ConfigError(f"{study.folder}: the study is over", "survey the hospitals for a new study")
-    run = _Run(study, grid)
+    run = _Run(study, grid, study.plan.min_silos)
     there = run.wait_for(len(run.channels), _GATHER)
     run.visit(dict.fromkeys(run.unheard(Event.SURVEY_RECEIVED, there), "survey"), 0, study.position)
 
 
 class _Run:
-    """One run over one grid: the channels to its hospitals."""
+    """One run over one grid: the channels to its hospitals, of which there must be at least so many."""
 
-    def __init__(self, study: Study, grid: StudyGrid) -> None:
+    def __init__(self, study: Study, grid: StudyGrid, least: int) -> None:
         self.study, self.grid, self.plan = study, grid, study.plan
         self.strategy: Audited = strategy.build(study.plan)
         grid.require(study.plan)
-        if len(grid.roster) < study.plan.min_silos:
-            raise ConfigError(
-                f"min_silos: {study.plan.min_silos} are required, {len(grid.roster)} silos take part",
-                "let more silos take part, or lower min_silos in a new study",
-            )
+        self.least = least
+        self.require_enough(len(grid.roster))  # before the first line is written
         self.channels: dict[int, Channel] = {}
         self.turned_away: set[int] = set()
-        self.enrol(strict=True)
+        self.enrol(strict=not study.ledger.of(Event.ORDER_OFFERED))
+        self.require_enough(len(self.channels))
+
+    def require_enough(self, count: int) -> None:
+        """See that a round of so many hospitals can be more than void."""
+        if count < self.least:
+            raise ConfigError(
+                f"min_silos: {self.plan.min_silos} are required, {count} silos take part",
+                "let more silos take part, or lower min_silos in a new study",
+            )
 
     def enrol(self, *, strict: bool = False) -> None:
         """Open a channel to every hospital that was admitted since.
 
-        One that may not take part, as under another key than enrolled, starts nothing; later it is left out, and the
-        others go on.
+        With one that may not take part, as under another key than enrolled, no study begins (`strict`); later it is
+        left out, and the others go on.
         """
         study = self.study
         for node, silo in sorted(self.grid.roster.items(), key=lambda item: item[1].name):
@@ -136,10 +161,10 @@ class _Run:
             else:
                 self.channels[node] = Channel(study.ledger, study.signer, silo, study.digest)
 
-    def to_the_end(self, on_round: Callable[[History], None] | None) -> None:
+    def to_the_end(self, on_round: Callable[[History], None] | None, rounds: int) -> None:
         study, plan = self.study, self.plan
         self.wait_for(len(self.channels), _GATHER)
-        while (position := study.position).round < plan.rounds:
+        while (position := study.position).round < rounds:
             self.train(position)
             history = read_history(study.ledger.records, plan)
             write_metrics(study.folder / "metrics.jsonl", history)
@@ -167,19 +192,20 @@ class _Run:
         accepted = self.accepted(round_, digest)
         there = self.wait_for(self.plan.min_silos, self.plan.deadline, accepted)
         chosen = {self.name(node): node for node in self.strategy.choose(round_, self.grid) if node in there}
-        names = drawn(self.plan.seed, round_, {*chosen, *accepted}, self.plan.silos_per_round)
+        names = self.drawn(round_, chosen, accepted)
         trains = [node for name, node in chosen.items() if name in names and name not in accepted]
         others = [node for name, node in chosen.items() if name not in names]
         kinds: dict[int, VisitKind] = dict.fromkeys(trains, "train")
+        kinds |= dict.fromkeys(self.unreported(others), "evaluate")
+        self.share_head(kinds, list(chosen.values()), round_, position)
         before = len(ledger.records)
-        self.visit(kinds | dict.fromkeys(self.unreported(others), "evaluate"), round_, position)
+        self.visit(kinds, round_, position)
         accepted = self.accepted(round_, digest)
         everybody = {self.name(node) for node in self.channels}
-        if round_ == 1:
-            self.require_approved(everybody, before)
         asked = {} if self.plan.silos_per_round is None else {"asked": names}
         excluded = sorted((set(names) if asked else everybody) - set(accepted))
         if len(accepted) < self.plan.min_silos:
+            self.require_willing(round_, {*chosen, *accepted}, before)
             body = {
                 "accepted": sorted(accepted),
                 "excluded": excluded,
@@ -193,8 +219,8 @@ class _Run:
             return
         base = functools.partial(study.load_model, position.model, digest)
         contributions = [item.contribution for item in accepted.values()]
-        state, silos = study.load_state(position), len(study.enrolled)
-        combined = self.strategy.combine(round_, base, contributions, state, silos)
+        state, silos = study.load_state(position), (position.silos, len(study.enrolled))
+        combined = self.strategy.combine(position.combined + 1, base, contributions, state, silos)
         output = vector_digest(study.spec.digest, combined.model)
         study.save_model(round_, combined.model, output)
         remembered = study.save_state(round_, combined.state)
@@ -215,31 +241,60 @@ class _Run:
         study.drop_updates(round_)
         study.drop_states(before=round_)
 
-    def require_approved(self, everybody: Collection[str], before: int) -> None:
-        """See that not every hospital refused the study itself: more rounds would change nothing, and close it.
+    def drawn(self, round_: int, there: Collection[str], accepted: Collection[str]) -> list[str]:
+        """Names of those who train in a round. Whose update is here was drawn before the run was killed, and stays."""
+        count = self.plan.silos_per_round
+        left = None if count is None else max(0, count - len(accepted))
+        return sorted({*accepted, *drawn(self.plan.seed, round_, set(there) - set(accepted), left)})
 
-        The round is left open, so that it can be run again once the hospitals have approved the study.
+    def share_head(self, asked: Collection[int], there: list[int], round_: int, position: Position) -> None:
+        """Show one head to everybody who is there, if one of those who are to be asked was shown one alone.
+
+        A hospital that was asked once more, after the others, saw what they did not, and refuses until they have. Were
+        it shown to them with the round's own orders, that hospital could begin only when they are done: too late where
+        training is long, and alone again in every later round.
+        """
+        shown = {self.name(node): sizes[-1] for node in asked if (sizes := self.channels[node].sizes)}
+        if witnesses.lacking(self.study, shown):
+            self.visit(dict.fromkeys(there, "evaluate"), round_, position, again=False)
+
+    def require_willing(self, round_: int, there: Collection[str], before: int) -> None:
+        """See that a round is not void for what time or people can mend: more rounds would be void as well.
+
+        The round is left open, so that it can be run again once the hospitals have approved the study, or are back.
 
         Args:
-            everybody: Names of the hospitals.
+            round_: The round; it has too few updates.
+            there: Names of the hospitals that can take part in it.
             before: How many lines the ledger had before they were asked.
 
         Raises:
-            ConfigError: Every one refused.
+            ConfigError: Without those that have not approved the study, or lack witnesses who are away, it cannot have
+                enough.
         """
         study = self.study
+        away = sorted(witnesses.members(study) - set(there))
+        mendable = {*_UNAPPROVED, *([NotWitnessed.code] if away else [])}
+        last = {r.body["statement"]["src"]: r for r in study.ledger.records[before:] if is_receipt(r)}
         said = {
-            str(record.body["statement"]["src"]): str(record.body["code"])
-            for record in study.ledger.records[before:]
-            if record.event == Event.REFUSAL_RECEIVED
+            name: record.body["code"]
+            for name, record in last.items()
+            if record.event == Event.REFUSAL_RECEIVED and record.body["code"] in mendable
         }
-        if said.keys() == set(everybody) and _UNAPPROVED.issuperset(said.values()):
-            told = ", ".join(f"{name}: {code}" for name, code in sorted(said.items()))
-            raise ConfigError(
-                f"{study.folder}: every hospital refuses: {told}",
-                f"approve it there: intramural-silo approve SITE.toml {study.folder / 'agreement.json'}; or give the "
-                "study another name",
-            )
+        if not said or len(set(there) - said.keys()) >= self.plan.min_silos:
+            return
+        hint = (
+            f"wait for {', '.join(away)} to be connected, then run it again"
+            if _UNAPPROVED.isdisjoint(said.values())
+            else f"approve it there: intramural-silo approve SITE.toml {study.folder / 'agreement.json'}, then run it "
+            "again"
+        )
+        hint += "; or close it with the model that it has: run it with --end"
+        told = ", ".join(f"{name}: {code}" for name, code in sorted(said.items()))
+        least = self.plan.min_silos
+        raise ConfigError(
+            f"{study.folder}: round {round_} cannot have min_silos = {least} updates; refused: {told}", hint
+        )
 
     def accepted(self, round_: int, base: str) -> "dict[str, _Accepted]":
         """The updates of a round that the ledger says were accepted and that are still on disk."""
@@ -272,9 +327,9 @@ class _Run:
                 heard.add(record.body["statement"]["src"])
         return [node for node in nodes if self.name(node) not in heard]
 
-    def visit(self, kinds: Mapping[int, VisitKind], round_: int, position: Position) -> None:
-        """Send each node the order for it, and take in what comes back."""
-        Visit(self.study, self.grid, self.channels, kinds, round_, position).make()
+    def visit(self, kinds: Mapping[int, VisitKind], round_: int, position: Position, *, again: bool = True) -> None:
+        """Send each node the order for it, and take in what comes back; see `Visit.make`."""
+        Visit(self.study, self.grid, self.channels, kinds, round_, position).make(again=again)
 
     def name(self, node: int) -> str:
         """The hospital of a node."""

@@ -5,7 +5,7 @@ between, orders and updates travel by the exchange and never by the strategy, so
 signatures, intake and ledger without knowing of them.
 
     audited = build(plan)
-    audited.combine(round_, base, contributions, state)    # the next model, and what the strategy remembers
+    audited.combine(number, base, contributions, state)    # the next model, and what the strategy remembers
 
 However many silos there are, memory is that of a few models:
 
@@ -16,7 +16,8 @@ However many silos there are, memory is that of a few models:
   the old model (momentum, the adaptive ones) get the mean as one reply, the median and the trimmed mean a reply
   of each silo. The arithmetic is Flower's, and so are its bits.
 
-SCAFFOLD is FedAvg on a model that is twice as long: before the weights travels the control variate.
+SCAFFOLD is FedAvg on a model that is twice as long: before the weights travels the control variate, which is kept the
+mean of all silos' own.
 
 What a strategy remembers of earlier rounds (momentum, second moment) is given to it and taken from it each
 time, so that a run that was killed goes on as if nothing had happened.
@@ -117,39 +118,45 @@ class Audited:
 
     def combine(
         self,
-        round_: int,
+        number: int,
         base: Callable[[], Vector],
         contributions: Sequence[Contribution],
         state: State | None = None,
-        silos: int | None = None,
+        silos: tuple[int, int] | None = None,
     ) -> Combined:
         """Ask the strategy for the next model.
 
         Args:
-            round_: The study's round, from 1.
+            number: Which combined round of the study this is, from 1: a void one is no step of Adam's.
             base: Reads the round's model, `(n,)` float32.
             contributions: At least one; taken in order of silo name.
             state: What the round before gave to be remembered.
-            silos: How many were enrolled in the study; as many as there are contributions if None.
+            silos: How many were enrolled when the round before was combined (0 before the first), and how many are
+                now; as many as there are contributions if None.
 
         Raises:
             ConfigError: The strategy gives no model, or one with NaN or infinity.
         """
         ordered = sorted(contributions, key=lambda contribution: contribution.silo)
         if self._each:
-            return self._asked(round_, base(), ordered, None, {})
+            return self._asked(number, base(), ordered, None, {})
         weighed, old = self._weigh(ordered), base()
         parts = [contribution.part for contribution in weighed.contributions]
         mean = weighted_mean(weighed.weights, parts, old.size, weighed.total)
-        if self._control and silos:  # who did not take part did not change its own (algorithm 1, line 17)
-            mean[: mean.size // 2] *= np.float32(len(ordered) / silos)
-        mean += old
+        if self._control and silos:
+            before, now = silos
+            control = slice(mean.size // 2)
+            mean[control] *= np.float32(len(ordered) / now)  # who is absent keeps its own (algorithm 1, line 17)
+            mean[control] += old[control] * np.float32(before / now)  # that of who joined since is still zero
+            mean[control.stop :] += old[control.stop :]
+        else:
+            mean += old
         if type(self._strategy).aggregate_train is FedAvg.aggregate_train:
             return Combined(mean, selected=weighed.selected)
-        return self._asked(round_, old, ordered, mean, state or {})
+        return self._asked(number, old, ordered, mean, state or {})
 
     def _asked(
-        self, round_: int, base: Vector, ordered: Sequence[Contribution], mean: Vector | None, state: State
+        self, number: int, base: Vector, ordered: Sequence[Contribution], mean: Vector | None, state: State
     ) -> Combined:
         """What Flower's strategy makes of the mean, or of each silo's model, piece by piece."""
         model, remembered = np.empty_like(base), dict[str, Vector]()
@@ -161,14 +168,16 @@ class Audited:
                 else:
                     replies = [_reply(mean[part], 1.0)]
                 _remind(self._strategy, base[part], {name: vector[part] for name, vector in state.items()})
-                arrays, _ = self._strategy.aggregate_train(round_, replies)
+                arrays, _ = self._strategy.aggregate_train(number, replies)
                 if arrays is None:
-                    raise ConfigError(f"strategy: {self._name} gave no model for round {round_}")
+                    raise ConfigError(f"strategy: {self._name} gave no model for combined round {number}")
                 model[part] = arrays[VECTOR].numpy()
                 for name, piece in _memory(self._strategy):
                     remembered.setdefault(name, np.empty_like(base))[part] = piece
         if not np.isfinite(model).all():
-            raise ConfigError(f"strategy: {self._name} left the numbers in round {round_}", "take smaller steps")
+            raise ConfigError(
+                f"strategy: {self._name} left the numbers in combined round {number}", "take smaller steps"
+            )
         return Combined(model, remembered)
 
     @property

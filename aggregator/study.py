@@ -38,6 +38,8 @@ from models.ledger import Entry, Event, Ledger, Signer, Verifier
 from models.ledger.disk import create, make_folder, publish, rename
 from models.plan import Plan
 
+_MOVES = (Event.SILO_ENROLLED, Event.AGGREGATED, Event.ROUND_VOID, Event.STUDY_CLOSED)
+
 
 @dataclass(frozen=True)
 class Position:
@@ -49,6 +51,8 @@ class Position:
         digest: Its digest.
         closed: Whether the study is over.
         state: Digests of what the strategy remembers beside that model, by name.
+        combined: Rounds that were combined.
+        silos: How many were enrolled when the last one was.
     """
 
     round: int
@@ -56,6 +60,8 @@ class Position:
     digest: str
     closed: bool
     state: Mapping[str, str] = field(default_factory=dict)
+    combined: int = 0
+    silos: int = 0
 
 
 class Study:
@@ -95,7 +101,7 @@ class Study:
             plan: The `study.toml`.
             folder: Must not exist, or be empty.
             initial: The first model as safetensors; by default the network is built here, which needs
-                torch and MONAI.
+                torch, and MONAI where the network or the augmentation is MONAI's.
             key: The private key that is to sign the study's orders, which hospitals know already; the study
                 gets a copy. By default it gets a key of its own.
 
@@ -107,7 +113,7 @@ class Study:
         content = Plan.load(plan_path)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ConfigError(f"{folder}: exists already", "open it, or choose another folder; nothing is overwritten")
-        spec, vector = load_vector(Path(initial)) if initial else _initial_model(content)
+        spec, vector = load_vector(Path(initial)) if initial else _initial_model(content, plan_path)
         if key is not None and Signer.load(key).name != content.coordinator:
             raise ConfigError(
                 f"{plan_path}: coordinator: is {content.coordinator!r}, the key is of {Signer.load(key).name!r}",
@@ -220,14 +226,17 @@ class Study:
         """Where the study is, read from its ledger."""
         round_, model, digest, closed = 0, 0, self.agreement.initial, False
         state: Mapping[str, str] = {}
-        for record in self.ledger.of(Event.AGGREGATED, Event.ROUND_VOID, Event.STUDY_CLOSED):
+        combined = silos = enrolled = 0
+        for record in self.ledger.of(*_MOVES):
+            enrolled += record.event == Event.SILO_ENROLLED
             if record.event == Event.AGGREGATED and record.round is not None:
                 round_, model, digest = record.round, record.round, record.body["model"]
                 state = record.body.get("state", {})
+                combined, silos = combined + 1, enrolled
             elif record.event == Event.ROUND_VOID and record.round is not None:
                 round_ = record.round
             closed = closed or record.event == Event.STUDY_CLOSED
-        return Position(round_, model, digest, closed, state)
+        return Position(round_, model, digest, closed, state, combined, silos)
 
     def enrol(self, silo: Verifier) -> None:
         """Admit a silo's key; once admitted, a name keeps its key.
@@ -345,7 +354,7 @@ def _stamp(path: Path) -> tuple[int, ...]:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def _initial_model(plan: Plan) -> tuple[Spec, Vector]:
+def _initial_model(plan: Plan, source: Path) -> tuple[Spec, Vector]:
     """Build the plan's network here; the only place where a coordinator may want torch."""
     try:
         from models import tasks
@@ -355,5 +364,8 @@ def _initial_model(plan: Plan) -> tuple[Spec, Vector]:
             "run: pip install 'intramural[silo]'; or make the file on a machine that has it with "
             "`intramural-silo initial STUDY.toml FILE` and create the study with --initial FILE",
         ) from error
-    network = tasks.network(plan)
+    try:
+        network = tasks.network(plan)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}", error.hint) from error
     return network.spec, network.vector.numpy().copy()

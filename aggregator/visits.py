@@ -101,8 +101,12 @@ class Visit:
         self.returned: set[int] = set()  # asked again for that reason; nobody is asked twice for the same
         self.witnessed: set[int] = set()
 
-    def make(self) -> None:
+    def make(self, *, again: bool = True) -> None:
         """Send the orders and take in what comes back.
+
+        Args:
+            again: Whether to ask once more who refused for want of witnesses, when it has them. Its refusal makes it
+                one of the witnesses already.
 
         Raises:
             LedgerError: The ledger cannot be written; nothing was sent after that.
@@ -118,7 +122,7 @@ class Visit:
             if waited > deadline:
                 break
             self.send(self.back())
-            self.send(self.vouched())
+            self.send(self.vouched() if again else [])
             if self.waiting or self.away:
                 time.sleep(min(max(waited / _PATIENCE, POLL), _SLOWEST))
         for node, asked in [*self.waiting.values(), *((node, asked) for node, (asked, _) in self.away.items())]:
@@ -133,26 +137,29 @@ class Visit:
         array = model = None
         testimony = Testimony()
         kinds = {self.kinds[node] for node in nodes}
+        counted = self.counted() if study.plan.strategy.name == "scaffold" else {}
+        asks = {node: (self.kinds[node], counted.get(node)) for node in nodes}
         if kinds & {"train", "evaluate"}:
             array = wire.pack_vector(study.load_model(self.position.model, base))
             model = wire.unpack_vector(array, study.spec.size)  # a view: one model is in memory, not two
             testimony = witnesses.testimony(study)
         orders = {
-            kind: Order(
+            (kind, last): Order(
                 agreement=study.agreement,
                 round=self.round,
                 visit=kind,
                 base=base,
                 witnesses=testimony.roster_digest if testimony.roster else None,
+                counted=last,
             )
-            for kind in kinds
+            for kind, last in set(asks.values())
         }
         spec = None if model is None else study.spec.digest
         drafts = [
             self.channels[node].draft(
                 Kind.ORDER,
                 self.round,
-                orders[self.kinds[node]],
+                orders[asks[node]],
                 spec=spec,
                 vector=model,
                 payload=base,
@@ -171,6 +178,12 @@ class Visit:
                 else:  # the node is gone
                     self.silent(node, asked)
 
+    def counted(self) -> dict[int, int | None]:
+        """The last round whose model took a hospital's update, by node; of those that are to train."""
+        sums = self.study.ledger.of(Event.AGGREGATED)
+        rounds = {item["silo"]: record.round for record in sums for item in record.body["inputs"]}
+        return {node: rounds.get(self.name(node)) for node, kind in self.kinds.items() if kind == "train"}
+
     def back(self) -> list[int]:
         """Hospitals that went away with their order and are back; who stays away too long is silent."""
         there = set(self.grid.get_node_ids()) if self.away else set()
@@ -188,11 +201,11 @@ class Visit:
 
     def vouched(self) -> list[int]:
         """Hospitals that refused for want of witnesses, and now have them."""
-        found = [
-            node
-            for node in sorted(self.unwitnessed)
-            if witnesses.suffice(self.study, self.name(node), self.channels[node].sizes[-2])
-        ]
+        if not self.unwitnessed:
+            return []
+        shown = {self.name(node): self.channels[node].sizes[-2] for node in self.unwitnessed}
+        lacking = witnesses.lacking(self.study, shown)
+        found = [node for node in sorted(self.unwitnessed) if self.name(node) not in lacking]
         self.unwitnessed.difference_update(found)
         self.witnessed.update(found)
         return found

@@ -5,41 +5,62 @@ from collections.abc import Mapping
 from aggregator.audit.lines import is_receipt
 from aggregator.study import Study
 from models.exchange.witness import Testimony, needed
-from models.ledger import Checkpoint, Record, Verifier, add_cosignatures
+from models.ledger import Checkpoint, Event, Record, Verifier, add_cosignatures
 
 
 def testimony(study: Study) -> Testimony:
-    """Who has answered in this study, and the newest heads that enough of them cosigned."""
-    answers = [record for record in study.ledger.records if is_receipt(record)]
+    """Who takes part in this study, and the newest heads that enough of them cosigned."""
     enrolled = study.enrolled
-    roster = {record.body["statement"]["src"]: None for record in answers}
-    keys = {name: Verifier.parse(enrolled[name]) for name in roster}
-    enough = needed(list(roster), study.plan.min_silos)
+    keys = {name: Verifier.parse(enrolled[name]) for name in members(study)}
+    enough = needed(keys, study.plan.min_silos)
     heads: list[str] = []
     seen: set[str] = set()
-    for size, cosignatures in _by_head(answers).items():
+    for size, cosignatures in _by_head(_cosigning(study)).items():
         if len(seen) >= enough:
             break
         head = Checkpoint(study.ledger.head.origin, size, study.ledger.tree.root(size))
         signed = [(keys[name], content) for name, content in sorted(cosignatures.items())]
         heads.append(add_cosignatures(head.sign(study.signer), signed))
         seen |= cosignatures.keys()
-    return Testimony(tuple(sorted(keys[name].vkey for name in roster)), tuple(heads))
+    return Testimony(tuple(sorted(key.vkey for key in keys.values())), tuple(heads))
 
 
-def suffice(study: Study, silo: str, since: int) -> bool:
-    """Whether enough hospitals, this one among them, are known to have seen the first `since` lines."""
-    answers = [record for record in study.ledger.records if is_receipt(record)]
-    seen = {r.body["statement"]["src"] for r in answers if "cosignature" in r.body and r.body["seen"] >= since}
-    roster = {silo, *(record.body["statement"]["src"] for record in answers)}
-    return len(seen | {silo}) >= needed(roster, study.plan.min_silos)
+def members(study: Study) -> set[str]:
+    """Names of the hospitals that have followed an order; whoever only refused takes no part and vouches for nobody."""
+    followed = study.ledger.of(Event.UPDATE_RECEIVED, Event.REPORT_RECEIVED, Event.SURVEY_RECEIVED)
+    return {record.body["statement"]["src"] for record in followed}
+
+
+def lacking(study: Study, shown: Mapping[str, int]) -> list[str]:
+    """Hospitals that would refuse, since too few others are known to have seen what they were shown.
+
+    Args:
+        study: Open for work.
+        shown: How many lines of the ledger each of them was shown.
+    """
+    seen = dict.fromkeys(members(study), 0)
+    for record in _cosigning(study):
+        silo = record.body["statement"]["src"]
+        seen[silo] = max(seen[silo], record.body["seen"])
+    vouching = {since: {name for name, size in seen.items() if size >= since} for since in set(shown.values())}
+    least = study.plan.min_silos
+    return [name for name, since in shown.items() if len(vouching[since] | {name}) < needed({name, *seen}, least)]
+
+
+def _cosigning(study: Study) -> list[Record]:
+    """The answers by which members cosigned what they saw; their refusals do too."""
+    names = members(study)
+    return [
+        record
+        for record in study.ledger.records
+        if is_receipt(record) and "cosignature" in record.body and record.body["statement"]["src"] in names
+    ]
 
 
 def _by_head(answers: list[Record]) -> Mapping[int, dict[str, bytes]]:
     """Each head that was cosigned, by size, the newest first: who cosigned it, and how."""
     found: dict[int, dict[str, bytes]] = {}
     for record in answers:
-        if "cosignature" in record.body:
-            silo = record.body["statement"]["src"]
-            found.setdefault(record.body["seen"], {})[silo] = bytes.fromhex(record.body["cosignature"])
+        silo = record.body["statement"]["src"]
+        found.setdefault(record.body["seen"], {})[silo] = bytes.fromhex(record.body["cosignature"])
     return dict(sorted(found.items(), reverse=True))

@@ -1,4 +1,4 @@
-"""Every error of the toolkit, as one tree.
+"""Every error that has a word of its own, as one tree; others are one of these under another name.
 
     IntramuralError
     ├── ConfigError          a file someone typed is wrong: names file, key and value
@@ -77,6 +77,7 @@ class Rule(StrEnum):
     STUDY_CHANGED = "study-changed"
     STUDY_REVOKED = "study-revoked"
     TASK = "task-not-allowed"
+    METRIC = "metric-not-allowed"
     SURVEY = "survey-not-allowed"
     MIN_PATIENTS = "too-few-patients"
     MAX_ROUNDS = "round-limit"

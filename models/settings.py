@@ -11,7 +11,7 @@ misspelt permission must never be read as an absent one; paths are relative to t
 
 import re
 import tomllib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -68,6 +68,20 @@ class Settings(BaseModel):
             items = error.errors(include_url=False)
             lines = [f"{source}: {_explain(item, cls.model_fields)}" for item in items if not _follows(item, items)]
             raise ConfigError("\n".join(lines), "correct the keys named above") from error
+
+
+def flat(table: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """A table's keys with a dot between those of nested tables, and their values; an empty table is a value.
+
+    Args:
+        table: As TOML or JSON gives it.
+        before: Stands before every key.
+    """
+    for key, value in table.items():
+        if isinstance(value, dict) and value:
+            yield from flat(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}", value
 
 
 def _follows(item: Any, items: Iterable[Any]) -> bool:

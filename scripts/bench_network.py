@@ -271,6 +271,7 @@ class Bench(Federation):
             replace(plan, f"(?m){pattern}", text)
         for site in sites:
             replace(site, "max_bytes = .*", 'max_bytes = "1 GB"')
+            replace(site, "min_patients = .*", "min_patients = 1")  # they are nobody, and a step has few
         self.set_up(plan)
 
     def serve(self, start: Callable[[str], None] | None = None) -> None:

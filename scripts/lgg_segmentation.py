@@ -75,7 +75,7 @@ words = {{ "*" = "tumour" }}
 studies = [{studies}]
 tasks = ["segmentation"]
 metrics = []  # the last model is judged here; judging each round's would take longer than its training
-min_patients = 5
+min_patients = 6
 max_rounds = 100
 max_bytes = "100 MB"
 clip = 20.0

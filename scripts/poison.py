@@ -64,7 +64,7 @@ purpose = "To see what one poisoned hospital does to the model of five."
 seed = {seed}
 rounds = {rounds}
 min_silos = 5
-weights = "images"
+weights = "{weights}"
 metrics = ["loss", "auc"]
 max_norm = {max_norm}
 
@@ -174,6 +174,7 @@ def auc(strategy: str, attack: str, seed: int, rounds: int, folder: Path, sites:
             strategy=NAMED.get(strategy, strategy),
             parameters=STRATEGIES[strategy],
             steps=STEPS.get(strategy, ADAM),
+            weights="equal" if strategy == "scaffold" else "images",
         )
     )
     with Study.create(plan, folder / name) as opened, Poisoned(sites, ATTACKS[attack]) as grid:

@@ -29,7 +29,7 @@ purpose = "Test."
 seed = {seed}
 rounds = {rounds}
 min_silos = 2
-weights = "images"
+weights = "{weights}"
 metrics = ["loss", "auc"]
 {more}
 
@@ -85,10 +85,15 @@ def write_plan(tmp_path: Path) -> Callable[..., Path]:
     """Writes a `study.toml`; keywords are the plan's keys."""
 
     def write(
-        name: str = "trial", rounds: int = 2, strategy: str = 'name = "fedavg"', more: str = "", seed: int = 7
+        name: str = "trial",
+        rounds: int = 2,
+        strategy: str = 'name = "fedavg"',
+        more: str = "",
+        seed: int = 7,
+        weights: str = "images",
     ) -> Path:
         path = tmp_path / f"{name}-plan.toml"
-        path.write_text(PLAN.format(name=name, rounds=rounds, strategy=strategy, more=more, seed=seed))
+        path.write_text(PLAN.format(name=name, rounds=rounds, strategy=strategy, more=more, seed=seed, weights=weights))
         return path
 
     return write

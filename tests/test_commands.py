@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -48,10 +49,13 @@ def test_a_newcomers_walk(tmp_path: Path, write_plan: Write, capsys: pytest.Capt
     assert audit(["verify", study, *(str(Path(site).parent / "work") for site in sites)]) == 0
     assert audit(["reconcile", study, *(str(Path(site).parent / "work") for site in sites)]) == 0
     assert audit(["show", study]) == 0
-    assert silo(["released", sites[0]]) == 0
     out = capsys.readouterr().out
     assert "agree" in out
     assert "update" in out
+    assert silo(["released", sites[0]]) == 0
+    _, columns, *rows = capsys.readouterr().out.splitlines()
+    assert columns.split()[-1] == "receipt"
+    assert [row.split()[-1] for row in rows] == ["yes", "yes", "no"]
 
 
 def test_every_reading_command_prints_json(
@@ -307,7 +311,9 @@ def test_create_never_overwrites(write_plan: Write, tmp_path: Path, capsys: pyte
     assert (tmp_path / "study" / "aggregator.key").read_bytes() == key
 
 
-def test_a_wrong_study_names_its_key(write_plan: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_study_names_its_file_and_key(
+    write_plan: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     plan = write_plan()
     change(plan, "learning_rate = 0.01", "learning_rate = -1")
     assert aggregator(["create", str(plan), str(tmp_path / "study")]) == 1
@@ -316,8 +322,25 @@ def test_a_wrong_study_names_its_key(write_plan: Write, tmp_path: Path, capsys: 
     change(plan, 'name = "cnn"', 'name = "resnet9000"')
     assert aggregator(["create", str(plan), str(tmp_path / "study")]) == 1
     error = capsys.readouterr().err
-    assert "resnet9000" in error
+    assert f"error: {plan}: task.network.name: no network is called 'resnet9000'" in error
     assert "densenet121" in error
+
+
+@pytest.mark.parametrize("name", ["fedavgm", "fedadagrad", "fedadam", "fedyogi"])
+def test_running_statistics_are_no_weights_that_a_server_could_step(
+    write_plan: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    for strategy, status in ((f'name = "{name}"', 1), (f'name = "{name}"\nlocal_norm = true', 0), ('name = "krum"', 0)):
+        plan = write_plan(strategy=strategy)
+        change(plan, "channels = [8, 16]", 'channels = [8, 16], norm = "batch"')
+        change(plan, "min_silos = 2", "min_silos = 5")  # krum wants them
+        assert aggregator(["create", str(plan), str(tmp_path / f"study-{len(strategy)}")]) == status
+        if status:
+            said = capsys.readouterr().err
+            assert f'error: {plan}: strategy.name: "{name}" would step ' in said
+            assert ".running_mean like a weight" in said
+            assert 'norm = "group"' in said
+            assert "local_norm = true" in said
 
 
 def test_a_folder_that_cannot_be_written_is_named(
@@ -328,6 +351,25 @@ def test_a_folder_that_cannot_be_written_is_named(
     error = capsys.readouterr().err
     assert str(tmp_path / "file") in error
     assert "do: " in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("--local site.toml --detach", "--detach: goes with --service only"),
+        ("--local site.toml --detach --json", "--detach: goes with --service only"),
+        ("--local site.toml --engine ray --workers 4", "--workers: goes with --engine local only"),
+        ("--service home --engine ray", "--engine: goes with --local only"),
+        ("--service home --workers 4", "--workers: goes with --local only"),
+        ("--service home --batched", "--batched: goes with --local only"),
+        ("--service home --log tensorboard:logs", "--log: goes with --local only"),
+    ],
+)
+def test_run_refuses_an_option_that_nobody_would_read(
+    capsys: pytest.CaptureFixture[str], arguments: str, told: str
+) -> None:
+    assert aggregator(["run", "study", *arguments.split()]) == 1
+    assert f"error: {told}\n  do: leave it out; " in capsys.readouterr().err
 
 
 def test_too_few_hospitals_for_the_plan_are_told_before_anything_is_sent(
@@ -378,6 +420,17 @@ def test_a_path_without_a_ledger_is_no_failed_verification(
     assert audit(["verify", str(work), nowhere]) == 3
     path.unlink()
     assert audit(["verify", str(work)]) == 3  # there was one
+
+
+def test_check_gives_every_key_of_a_plan_a_row_of_its_own(
+    write_plan: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_plan()
+    assert aggregator(["check", str(path)]) == 0
+    assert re.search(r"^task\.network\.arguments\.channels +\[8, 16\]$", capsys.readouterr().out, re.MULTILINE)
+    change(path, "channels = [8, 16]", "")
+    assert aggregator(["check", str(path)]) == 0
+    assert re.search(r"^task\.network\.arguments +\{\}$", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_check_says_what_it_does_not_look_at(write_plan: Write, capsys: pytest.CaptureFixture[str]) -> None:

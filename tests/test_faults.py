@@ -12,9 +12,11 @@ from pydantic import TypeAdapter
 
 from aggregator import LocalGrid, Study, run
 from aggregator.audit import reconcile
+from aggregator.audit.replay import replay
 from aggregator.history import Round
 from models.errors import ConfigError, Malformed
 from models.exchange.documents import Order
+from models.exchange.spec import load_vector
 from models.faults import AnyFault, Labels, Scanner, struck
 from models.ledger import Event, read
 from models.tasks import Case
@@ -57,13 +59,41 @@ def test_an_absent_silo_is_silent_at_once_and_knows_of_nothing(play: Play, hospi
     assert reconcile(hospitals[0].parents[2] / "study" / "ledger", ledger(hospitals, "north")).ok
 
 
+def test_scaffolds_variate_is_the_mean_of_the_hospitals_own_whatever_gets_lost(
+    write_plan: Callable[..., Path], hospitals: list[Path], tmp_path: Path
+) -> None:
+    more = "keep_updates = true"
+    plan = write_plan(rounds=4, strategy='name = "scaffold"', weights="equal", more=more)
+    faults = [
+        fault("garbage", silos=["south"], rounds=[2, 2], content="nan"),  # it is rejected, the others count
+        fault("absent", silos=["east", "south"], rounds=[3, 3]),  # the round is void
+    ]
+    with Study.create(plan, tmp_path / "study") as study, LocalGrid(hospitals, faults=faults) as grid:
+        rounds = run(study, grid).history.rounds
+        model, records = study.load_model(4, study.position.digest), study.ledger.records
+    assert [item.accepted for item in rounds[1:]] == [NAMES, ["east", "north"], [], NAMES]
+    asked = [r.body["statement"]["body"] for r in records if r.event == Event.ORDER_OFFERED and r.round == 4]
+    counted = {Order.decode(read(tmp_path / "study" / "ledger").manifest(body)).counted for body in asked}
+    assert counted == {1, 2, None}  # of south, of the two others, and of those that ask for no training
+    own = []
+    for site in hospitals:
+        (folder,) = (site.parent / "work" / "local").iterdir()
+        own.append(load_vector(folder / "00004.safetensors")[1])
+    control = np.mean(own, axis=0)
+    assert np.abs(control).max() > 1e-3
+    np.testing.assert_allclose(model[: model.size // 2], control, atol=1e-6)
+    assert replay(tmp_path / "study").problems == []
+
+
 def test_a_slow_silo_is_late_where_the_study_drops_stragglers(play: Play) -> None:
     rounds = play(fault("slow", silos=["south"], factor=2.0))
     assert [item.refused for item in rounds[1:]] == [{"south": "silent"}] * 2
     assert "south" in rounds[2].metrics  # it is not too slow to measure the last model
 
 
-def test_and_hands_in_its_part_where_the_study_takes_it(play: Play) -> None:
+def test_and_hands_in_its_part_where_the_study_takes_it(play: Play, hospitals: list[Path]) -> None:
+    site = hospitals[NAMES.index("south")]
+    site.write_text(site.read_text().replace("min_patients = 11", "min_patients = 6"))  # in two steps there are fewer
     rounds = play(fault("slow", silos=["south"], factor=2.5), more='stragglers = "partial"')
     assert [item.accepted for item in rounds[1:]] == [NAMES] * 2
     assert rounds[1].work == {"east": 1.0, "north": 1.0, "south": 0.4}  # two steps of five

@@ -71,16 +71,42 @@ def test_who_is_drawn_depends_on_seed_and_round_and_all_are_drawn_alike() -> Non
     assert drawn(1, 1, names, None) == names
 
 
+def test_a_round_that_was_interrupted_has_no_more_hospitals_than_the_plan_says(
+    write_plan: Write, hospitals: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, folder = write_plan(rounds=1, more="silos_per_round = 1"), tmp_path / "study"
+    plan.write_text(plan.read_text().replace("min_silos = 2", "min_silos = 1"))
+    (away,) = drawn(7, 1, NAMES, 1)
+    (instead,) = drawn(7, 1, [name for name in NAMES if name != away], 1)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with Study.create(plan, folder) as study, LocalGrid([s for s in hospitals if s.parent.name != away]) as grid:
+        monkeypatch.setattr(study, "save_model", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(study, grid)
+    with Study.open(folder) as study, LocalGrid(hospitals) as grid:
+        assert run(study, grid).history.rounds[1].accepted == [instead]
+        (made,) = study.ledger.of(Event.AGGREGATED)
+    assert made.body["asked"] == [instead]
+    assert made.body["excluded"] == []
+
+
 # --- partial work ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def in_no_time(write_plan: Write, hospitals: list[Path], tmp_path: Path) -> History:
     """A study that takes partial work, and one hospital that keeps a deadline which is over at once."""
-    plan = write_plan(rounds=1, more='stragglers = "partial"\ndeadline = 0.001')
+    hospitals[0].write_text(hospitals[0].read_text().replace("min_patients = 11", "min_patients = 1"))
+    return hurry(write_plan, hospitals, tmp_path / "study")
+
+
+def hurry(write_plan: Write, hospitals: list[Path], folder: Path) -> History:
     open_silo(hospitals[0])  # as its service does; what a grid opens itself waits for the others
     try:
-        return play(plan, hospitals, tmp_path / "study")
+        return play(write_plan(rounds=1, more='stragglers = "partial"\ndeadline = 0.001'), hospitals, folder)
     finally:
         close_silo(hospitals[0])
 
@@ -94,6 +120,14 @@ def test_a_hospital_whose_time_is_over_hands_in_what_it_has_done_and_says_so(
     assert update.metrics.startswith("work 0.2")
     told = [fact.details.get("work") for fact in account(read(tmp_path / "study" / "ledger")).studies[0].shared]
     assert told[:3] == ["0.2", "1.0", "1.0"]
+
+
+def test_what_a_hospital_did_in_no_time_stays_if_it_is_of_fewer_patients_than_its_policy_says(
+    write_plan: Write, hospitals: list[Path], tmp_path: Path
+) -> None:
+    (round_,) = hurry(write_plan, hospitals, tmp_path / "study").rounds[1:]
+    assert round_.accepted == ["north", "south"]
+    assert round_.refused == {"east": "too-few-patients"}  # it has enough, and its one step took a few of them
 
 
 def test_a_study_that_takes_no_partial_work_is_told_of_none(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow, verify_net_in_out
+from pydicom import dcmread
 
 from aggregator import LocalGrid, Study, run
 from aggregator.audit import check_model
@@ -22,9 +23,11 @@ from models.plan import Classification, Network, Strategy, TaskSettings
 from models.tasks import Case
 from models.tasks.flat import FlatNetwork
 from silos import inference
+from silos.config import Site
 from silos.dicom.decode import read_image
 from silos.inference.sources import Source, Sources
 from silos.phantom import write_hospital
+from silos.predict import predict
 
 PLAN = """
 name = "trial"
@@ -153,6 +156,26 @@ def test_a_folder_without_images_of_the_study_is_named(world: Path, tmp_path: Pa
         inference.dicom_sources(world / "model", tmp_path)
     with pytest.raises(ConfigError, match=r"agreement\.json"):
         inference.network(tmp_path)
+
+
+def test_a_folder_that_is_named_is_read_as_the_hospital_reads_its_own(world: Path, tmp_path: Path) -> None:
+    shutil.copytree(world / "model", tmp_path / "model")
+    agreement = inference.agreement(world / "model")
+    task = agreement.plan.task.model_copy(update={"modality": ["US"]})
+    changed = agreement.model_copy(update={"plan": agreement.plan.model_copy(update={"task": task})})
+    (tmp_path / "model" / "agreement.json").write_bytes(changed.encode())
+    shutil.copytree(world / "elsewhere" / "dicom", tmp_path / "dicom")
+    for path in (path for path in (tmp_path / "dicom").rglob("*") if path.is_file()):
+        image = dcmread(path)
+        image.Modality = "US"
+        del image.BurnedInAnnotation
+        image.save_as(path)
+    site = Site.load(world / "elsewhere" / "site.toml")
+    with pytest.raises(DataError, match="burned-in annotation"):
+        predict(site, tmp_path / "model", tmp_path / "out", tmp_path / "dicom")
+    lenient = site.model_copy(update={"data": site.data.model_copy(update={"burned_in": "allow-unmarked"})})
+    _, evaluator = predict(lenient, tmp_path / "model", tmp_path / "out", tmp_path / "dicom")
+    assert (len(evaluator.dataset), evaluator.left_out) == (12, {})
 
 
 def test_what_metadata_says_of_inputs_and_outputs_is_true(world: Path) -> None:

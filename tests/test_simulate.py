@@ -35,6 +35,8 @@ factor = 2.5
 @pytest.fixture
 def write(write_plan: Callable[..., Path], hospitals: list[Path], tmp_path: Path) -> Callable[..., Path]:
     write_plan(more='stragglers = "partial"')
+    for site in hospitals:  # in two steps of the slow one there are fewer than eleven
+        site.write_text(site.read_text().replace("min_patients = 11", "min_patients = 6"))
 
     def simulation(folder: str, workers: int = 1, more: str = "") -> Path:
         path = tmp_path / f"{folder}.toml"

@@ -86,8 +86,9 @@ def test_a_site_that_cannot_be_opened_in_a_worker_is_named(hospitals: list[Path]
     with pytest.raises(ConfigError, match="elsewhere"):
         LocalGrid([*hospitals, tmp_path / "elsewhere.toml"], workers=2)
     LocalGrid(hospitals).close()  # nothing is left locked
-    with pytest.raises(ConfigError, match="workers: must be at least 1"):
+    with pytest.raises(ConfigError, match="workers: must be at least 1") as caught:
         LocalGrid(hospitals, workers=0)
+    assert caught.value.hint == "give a number from 1 on"
 
 
 def test_a_worker_whose_gpu_the_process_it_was_forked_from_has_used_is_refused(

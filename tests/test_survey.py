@@ -112,7 +112,7 @@ def test_a_study_that_nobody_let_in_is_told_nothing(study: Path, hospitals: list
 
 def test_a_hospital_with_too_few_patients_tells_nothing(study: Path, hospitals: list[Path]) -> None:
     text = hospitals[1].read_text()
-    hospitals[1].write_text(text.replace("min_patients = 11", "min_patients = 17"))
+    hospitals[1].write_text(text.replace("min_patients = 11", "min_patients = 20"))
     assert ask(study, hospitals)["north"] == "too-few-patients"
 
 

@@ -236,8 +236,8 @@ words = {{ "*" = "lesion" }}
 studies = ["volumes"]
 tasks = ["segmentation"]
 metrics = ["loss", "dice"]
-min_patients = 5
-min_evaluated = 2
+min_patients = 6
+min_evaluated = 1
 max_rounds = 5
 max_bytes = "100 MB"
 clip = 20.0

@@ -144,7 +144,7 @@ def test_a_study_that_changed_under_its_name_is_refused(
     hospitals: list[Path], write_plan: Write, tmp_path: Path
 ) -> None:
     finish(write_plan(rounds=1), tmp_path / "first", hospitals)
-    everybody = "every hospital refuses: east: study-changed, north: study-changed, south: study-changed"
+    everybody = "refused: east: study-changed, north: study-changed, south: study-changed"
     with pytest.raises(ConfigError, match=everybody):
         finish(write_plan(rounds=2), tmp_path / "second", hospitals)
     for site in hospitals:
@@ -233,8 +233,9 @@ def test_a_killed_run_resumes_to_the_digests_of_an_unbroken_one(
 def test_a_killed_study_with_control_variates_resumes_to_the_same_digests_and_can_be_replayed(
     hospitals: list[Path], write_plan: Write, tmp_path: Path
 ) -> None:
-    strategy, more = 'name = "scaffold"', "keep_updates = true\nsilos_per_round = 2"
-    plan, folder = write_plan(rounds=3, strategy=strategy, more=more), tmp_path / "broken"
+    asked = {"rounds": 3, "strategy": 'name = "scaffold"', "weights": "equal"}
+    asked["more"] = "keep_updates = true\nsilos_per_round = 2"
+    plan, folder = write_plan(**asked), tmp_path / "broken"
 
     class DyingGrid(Grid):
         replies = 0
@@ -250,7 +251,7 @@ def test_a_killed_study_with_control_variates_resumes_to_the_same_digests_and_ca
         run(study, grid)
     with Study.open(folder) as study, LocalGrid(hospitals) as again:
         run(study, again)
-    finish(write_plan("trial-prox", rounds=3, strategy=strategy, more=more), tmp_path / "whole", hospitals)
+    finish(write_plan("trial-prox", **asked), tmp_path / "whole", hospitals)
 
     assert digests(folder) == digests(tmp_path / "whole")
     assert replay(folder).ok
@@ -363,7 +364,7 @@ def test_a_hospital_that_approves_the_agreement_of_the_study_folder_takes_part_i
             assert approve(Site.load(path), read_agreement(folder / "agreement.json")).recorded
     with Study.open(folder) as study, LocalGrid(hospitals) as grid:
         assert run(study, grid).history.rounds[1].accepted == ["east", "north", "south"]
-    with pytest.raises(ConfigError, match="every hospital refuses: east: study-changed, "):
+    with pytest.raises(ConfigError, match="refused: east: study-changed, "):
         finish(write_plan(rounds=1), tmp_path / "other", hospitals)
 
 

@@ -1,5 +1,6 @@
 """Hospitals are each other's witnesses: whoever is shown another past than most trains on it no further."""
 
+import contextlib
 import json
 import shutil
 import time
@@ -11,7 +12,8 @@ from flwr.app import Message
 
 from aggregator import LocalGrid, Study, run
 from aggregator.audit import reconcile, verify
-from aggregator.history import History, Round
+from aggregator.history import History, Round, read_history
+from models.errors import ConfigError
 from models.ledger import Checkpoint, Event, Record, Verifier, read
 
 Plan = Callable[..., Path]
@@ -22,18 +24,16 @@ class Left(Exception):  # noqa: N818
 
 
 def play(folder: Path, sites: list[Path], until: int | None = None) -> list[Round]:
-    """Go on with a study, to its end or until a round is over."""
+    """Go on with a study, to its end or until a round is over, or cannot be; the rounds that are."""
 
     def stop(history: History) -> None:
         if len(history.rounds) - 1 == until:
             raise Left
 
     with Study.open(folder) as study, LocalGrid(sites) as grid:
-        try:
-            return run(study, grid, on_round=stop).history.rounds
-        except Left:
-            pass
-    return []
+        with contextlib.suppress(Left):
+            run(study, grid, on_round=stop)
+        return read_history(study.ledger.records, study.plan).rounds
 
 
 def lines(site: Path, event: Event) -> list[Record]:
@@ -58,14 +58,14 @@ def test_of_two_histories_the_smaller_group_follows_the_other_one_for_a_round_an
     kept = play(study, most)
     assert [sorted(item.accepted) for item in kept[2:]] == [["east", "north"]] * 3
 
-    lost = play(fork, one)
-    assert [item.accepted for item in lost[2:]] == [["south"], [], []]
-    assert [item.refused.get("south") for item in lost[2:]] == [None, "not-witnessed", "not-witnessed"]
+    lost = play(fork, one, until=2)
+    assert [item.accepted for item in lost[2:]] == [["south"]]
+    with pytest.raises(ConfigError, match="refused: south: not-witnessed"):
+        play(fork, one)
     assert len(lines(one[0], Event.UPDATE_OFFERED)) == 2
-    # What it was shown is signed: the other history's hospitals need no more to prove the two.
-    heads = {r.body["size"]: r.body["root"] for r in lines(one[0], Event.ORDER_RECEIVED)}
-    others = {r.body["size"]: r.body["root"] for r in lines(most[0], Event.ORDER_RECEIVED)}
-    assert any(heads[size] != others[size] for size in heads.keys() & others.keys())
+    # What it was shown is signed, and no part of what the others were shown.
+    others = read(study / "ledger").tree
+    assert any(r.body["root"] != others.root(r.body["size"]).hex() for r in lines(one[0], Event.ORDER_RECEIVED))
     assert not reconcile(study / "ledger", one[0].parent / "work" / "ledger").ok
 
 
@@ -94,16 +94,17 @@ def test_a_coordinator_that_went_back_to_a_backup_is_refused_at_once_and_both_he
 
 
 class Deaf(LocalGrid):
-    """A grid whose coordinator dies when the hospitals have answered in round 2, and hears none of it."""
+    """A grid whose coordinator dies when the hospitals have answered in round 2, and hears so many of them."""
 
-    def __init__(self, sites: Iterable[Path]) -> None:
+    def __init__(self, sites: Iterable[Path], hears: int = 0) -> None:
         super().__init__(list(sites))
+        self.hears = hears
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
-        replies = list(super().pull_messages(message_ids))
-        if any(reply.metadata.group_id == "2" for reply in replies):
-            raise Left
-        yield from replies
+        for number, reply in enumerate(list(super().pull_messages(message_ids))):
+            if reply.metadata.group_id == "2" and number >= self.hears:
+                raise Left
+            yield reply
 
 
 def test_a_study_whose_answers_were_all_lost_goes_on_by_itself_to_the_same_model(
@@ -124,15 +125,51 @@ def test_a_study_whose_answers_were_all_lost_goes_on_by_itself_to_the_same_model
         assert reconcile(study / "ledger", site.parent / "work" / "ledger").ok
 
 
+@pytest.mark.parametrize("min_silos", [1, 3])  # one is enough; each needs all the others
+def test_a_hospital_that_was_asked_once_more_alone_begins_the_later_rounds_with_the_others(
+    hospitals: list[Path], write_plan: Plan, tmp_path: Path, min_silos: int
+) -> None:
+    plan, study = write_plan(rounds=4), tmp_path / "study"
+    plan.write_text(plan.read_text().replace("min_silos = 2", f"min_silos = {min_silos}"))
+    Study.create(plan, study).close()
+    with Study.open(study) as opened, Deaf(hospitals, hears=2) as grid, pytest.raises(Left):
+        run(opened, grid)
+    rounds = play(study, hospitals)
+    assert [len(item.accepted) for item in rounds[1:]] == [3, 3, 3, 3]
+    # Once, when what it had been shown alone was shown to all, and in no later round.
+    assert sorted(len(lines(site, Event.REFUSAL_OFFERED)) for site in hospitals) == [0, 0, 1]
+    assert [len(lines(site, Event.REPORT_OFFERED)) for site in hospitals].count(2) == 2  # the last model, and then
+    for site in hospitals:
+        assert reconcile(study / "ledger", site.parent / "work" / "ledger").ok
+
+
 def test_with_one_hospital_away_the_others_are_enough(study: Path, hospitals: list[Path]) -> None:
     rounds = play(study, hospitals[:2])
     assert [len(item.accepted) for item in rounds[1:]] == [3, 2, 2, 2]
 
 
 def test_one_hospital_of_three_is_not_enough(study: Path, hospitals: list[Path]) -> None:
-    rounds = play(study, hospitals[:1])
     # It may follow one order: what it was shown before was seen by all. After that nobody vouches.
-    assert [len(item.accepted) for item in rounds[1:]] == [3, 1, 0, 0]
+    rounds = play(study, hospitals[:1], until=2)
+    assert [len(item.accepted) for item in rounds[1:]] == [3, 1]
+    with pytest.raises(ConfigError, match="round 3 cannot have min_silos = 1 updates; refused: east: not") as caught:
+        play(study, hospitals[:1])
+    assert caught.value.hint == "wait for north, south to be connected, then run it again"
+    # No round is lost, and with them it goes on by itself.
+    assert [len(item.accepted) for item in play(study, hospitals)[1:]] == [3, 1, 3, 3]
+
+
+def test_hospitals_that_never_approved_the_study_are_missed_by_nobody(
+    write_plan: Plan, tmp_path: Path, hospitals: list[Path]
+) -> None:
+    plan = write_plan(rounds=3)
+    plan.write_text(plan.read_text().replace("min_silos = 2", "min_silos = 1"))
+    for site in hospitals[1:]:
+        site.write_text(site.read_text().replace('studies = ["trial", ', "studies = ["))
+    Study.create(plan, tmp_path / "study").close()
+    play(tmp_path / "study", hospitals, until=1)
+    rounds = play(tmp_path / "study", hospitals[:1])  # the two that refused are away
+    assert [item.accepted for item in rounds[1:]] == [["east"]] * 3
 
 
 def test_each_side_keeps_the_last_head_of_the_other(study: Path, hospitals: list[Path]) -> None:

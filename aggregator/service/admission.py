@@ -6,6 +6,9 @@ read out there, is the one given here. A service that runs notices by itself who
 
     admit(home, Path("north.enrolment.json"), "3f2a-91c0-...")    # writes hospitals/north.crt and north.json
     dismiss(home, "north")                                        # moves both to hospitals/dismissed/
+
+Flower keeps the key of a node that it was told to forget, and takes it no second time: whoever was dismissed comes back
+with a new one.
 """
 
 import re
@@ -24,7 +27,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from aggregator.service.certificates import issue_client, requested_key
-from aggregator.service.home import Home
+from aggregator.service.home import Home, documents
 from models.errors import BadSignature, ConfigError, Malformed, ProtocolError
 from models.exchange.enrolment import Enrolment
 from models.ledger import Verifier, disk
@@ -49,8 +52,8 @@ def admit(home: Home, kit: Path | str, fingerprint: str | None = None) -> Enrolm
         The enrolment that is admitted.
 
     Raises:
-        ConfigError: The file cannot be used, is not the one that the hospital reads out, or its name or one
-            of its keys is taken.
+        ConfigError: The file cannot be used, is not the one that the hospital reads out, its name or one of its
+            keys is taken, or its node key was dismissed.
         BadSignature: It was changed after it was signed.
     """
     kit = Path(kit)
@@ -80,6 +83,8 @@ def admit(home: Home, kit: Path | str, fingerprint: str | None = None) -> Enrolm
                     f"{kit}: has a key of {name!r}, which is admitted",
                     "every hospital makes keys of its own; ask both hospitals how one came to have the other's",
                 )
+        if known is None:
+            _require_new_node(home, kit, enrolment)
         path = home.admitted / f"{enrolment.name}.crt"
         if not _lasts(path, home, enrolment):
             with _naming(kit):
@@ -109,7 +114,7 @@ def dismiss(home: Home, name: str) -> Path:
             raise ConfigError(
                 f"{name!r}: no hospital of that name is admitted", f"admitted: {', '.join(admitted) or 'nobody'}"
             )
-        archive = home.admitted / "dismissed"
+        archive = home.dismissed
         archive.mkdir(exist_ok=True)
         stem = f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
         # The enrolment goes last: if this is cut short, the hospital is still admitted and can be dismissed again.
@@ -136,6 +141,20 @@ def _read(kit: Path) -> Enrolment:
             raise Malformed("key: holds control characters")
         enrolment.verify()
     return enrolment
+
+
+def _require_new_node(home: Home, kit: Path, enrolment: Enrolment) -> None:
+    """Refuse a node key that was dismissed, by whatever name."""
+    node = _encoded(_node_key(enrolment.node_key))
+    for path, content in documents(home.dismissed):
+        with _naming(path):
+            dismissed = _encoded(_node_key(Enrolment.decode(content).node_key))
+        if dismissed == node:
+            raise ConfigError(
+                f"{kit}: node_key: was dismissed ({path.name}), and Flower never takes one twice",
+                "ask the hospital to delete node.key and node.pub in work/node, and work/"
+                f"{enrolment.name}.enrolment.json, and to join again",
+            )
 
 
 def _keys(enrolment: Enrolment) -> tuple[bytes, bytes, bytes]:

@@ -9,6 +9,7 @@
       superexec.secret          known to Flower's own processes on this machine only
       superlink.db              Flower's database
       hospitals/NAME.json .crt  who is admitted: its enrolment, and the certificate made for it
+      hospitals/dismissed/      who was: the same files
       nodes.json                the number that Flower's SuperLink gave to each hospital's node
       runs/STUDY.json           the studies that the service is, or was, to run
 
@@ -297,6 +298,11 @@ class Home:
     def admitted(self) -> Path:
         """The folder of the admitted hospitals."""
         return self.folder / "hospitals"
+
+    @property
+    def dismissed(self) -> Path:
+        """The folder of those who were admitted once; it is made when the first is dismissed."""
+        return self.admitted / "dismissed"
 
 
 def _fill(folder: Path, settings: ServiceSettings, names: Iterable[str]) -> None:

@@ -24,6 +24,7 @@ class Entry(Settings):
         wanted: Whether it is to run.
         problem: Why it cannot go on, and what to do about it, if that is known.
         survey: Whether only its hospitals are to be surveyed.
+        end: Whether it is to be closed with the model that it has.
     """
 
     folder: LocalPath
@@ -31,6 +32,7 @@ class Entry(Settings):
     wanted: bool = True
     problem: tuple[str, str] | None = None
     survey: bool = False
+    end: bool = False
 
 
 def studies(home: Home) -> dict[str, Entry]:
@@ -56,7 +58,7 @@ def wanted(home: Home) -> dict[str, Entry]:
     return {study: entry for study, entry in studies(home).items() if entry.wanted}
 
 
-def want(home: Home, study: str, folder: Path, *, survey: bool = False) -> None:
+def want(home: Home, study: str, folder: Path, *, survey: bool = False, end: bool = False) -> None:
     """Have a study run; one that is wanted already goes on as it is.
 
     Args:
@@ -64,22 +66,23 @@ def want(home: Home, study: str, folder: Path, *, survey: bool = False) -> None:
         study: The study's digest.
         folder: Its study folder.
         survey: Only survey its hospitals.
+        end: Only close it.
 
     Raises:
         ConfigError: The same study is wanted from another folder: two records of one study would part. Or it
-            is at work already on the other of run and survey.
+            is at work already on something else.
     """
     folder = folder.resolve()
     with home.changing():
         known = wanted(home).get(study)
         if known is None:
-            _save(home, study, Entry(folder=folder, survey=survey))
+            _save(home, study, Entry(folder=folder, survey=survey, end=end))
         elif known.folder != folder:
             raise ConfigError(
                 f"{folder}: the study {study[:12]} is run from {known.folder} already",
                 "go on with that folder, or stop the study there first",
             )
-        elif known.survey != survey:
+        elif (known.survey, known.end) != (survey, end):
             doing = "its hospitals are being surveyed" if known.survey else "it runs"
             raise ConfigError(f"{folder}: {doing} already", "wait for the end, or stop the study first")
 

@@ -9,7 +9,7 @@ import logging
 import shlex
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -73,24 +73,29 @@ class _Keeper:
     home: Home
     link: SuperLink
     known: Mapping[str, str] | None = None  # node key of each hospital, as told to the SuperLink
+    refused: dict[str, str] = field(default_factory=dict)  # node key of each hospital that the SuperLink does not take
     submitted: dict[str, float] = field(default_factory=dict)  # when, by study
     failures: dict[str, int] = field(default_factory=dict)
     reminded: tuple[bool, float] | None = None  # whether the certificate was over when it was last told, and when
 
     def keep(self, stopping: threading.Event) -> None:
+        steps = (self.keep_certificate, self.keep_nodes, self.keep_studies)
         while not stopping.wait(_TICK):
-            try:
-                self.keep_certificate()
-                self.keep_nodes()
-                self.keep_studies()
-            except Unreachable:
-                stopping.wait(2 * _TICK)  # it is starting
-            except IntramuralError as error:
-                log.warning("the folder cannot be followed: %s; %s", error, error.hint)
-                stopping.wait(10 * _TICK)
-            except Exception:
-                log.exception("the service goes on")
-                stopping.wait(10 * _TICK)
+            stopping.wait(max([self.attempt(step) for step in steps]))  # whatever one comes to, the others are done
+
+    def attempt(self, step: Callable[[], None]) -> float:
+        """Do one of the things that are kept; the seconds to wait after it."""
+        try:
+            step()
+        except Unreachable:
+            return 2 * _TICK  # it is starting
+        except IntramuralError as error:
+            log.warning("the folder cannot be followed: %s; %s", error, error.hint)
+            return 10 * _TICK
+        except Exception:
+            log.exception("the service goes on")
+            return 10 * _TICK
+        return 0.0
 
     def keep_certificate(self) -> None:
         """Tell in time that the service's certificate ends: nobody gets in after that, its own programs included."""
@@ -111,7 +116,8 @@ class _Keeper:
 
     def keep_nodes(self) -> None:
         """Register who was admitted, unregister who was dismissed."""
-        wanted = {name: enrolment.node_key for name, enrolment in self.home.hospitals().items()}
+        hospitals = self.home.hospitals().items()
+        wanted = {name: item.node_key for name, item in hospitals if self.refused.get(name) != item.node_key}
         if wanted == self.known and wanted.keys() == self.home.nodes().keys():  # who came back at once has no node
             return
         live, nodes = self.link.nodes(), self.home.nodes()
@@ -124,7 +130,14 @@ class _Keeper:
             log.info("node %d is dismissed", node)
         self.home.save_nodes(stays)
         for name in sorted(wanted.keys() - stays):
-            stays[name] = self.link.register(name, wanted[name])
+            try:
+                stays[name] = self.link.register(name, wanted[name])
+            except Unreachable:
+                raise
+            except ConfigError as error:  # the others go on; to ask again would come to the same
+                log.warning("%s cannot take part: %s; %s", name, error, error.hint)
+                self.refused[name] = wanted.pop(name)
+                continue
             self.home.save_nodes(stays)
             log.info("%s is admitted as node %d", name, stays[name])
         self.known = wanted
@@ -135,14 +148,10 @@ class _Keeper:
             if disk.is_locked(entry.folder / "ledger" / "lock"):
                 continue  # it is being worked on
             try:
-                closed = read_study(entry.folder)[1].closed
+                read_study(entry.folder)
             except IntramuralError as error:  # the others go on; to read it again would come to the same
                 runs.unwant(self.home, digest, (str(error), error.hint))
                 log.warning("study %s cannot go on: %s; %s", digest[:8], error, error.hint)
-                continue
-            if closed:
-                runs.unwant(self.home, digest)
-                log.info("study %s is closed", digest[:8])
                 continue
             waited = time.monotonic() - self.submitted.get(digest, -1e9)
             found = self.link.runs()

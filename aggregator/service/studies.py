@@ -1,6 +1,6 @@
 """Studies over the network, as a coordinator asks for them: start, follow, stop, and how they stand.
 
-A study that was started is on the service's list until it is closed or stopped; the service sees to the
+A study that was started is on the service's list until it is over or stopped; the service sees to the
 rest. Everything told here is read from the study's own ledger.
 """
 
@@ -25,17 +25,18 @@ log = logging.getLogger("intramural.service")
 _LOOK = 0.5  # seconds between two looks
 
 
-def start(home: Home, folder: Path, *, survey: bool = False) -> None:
+def start(home: Home, folder: Path, *, survey: bool = False, end: bool = False) -> None:
     """Put a study on the service's list.
 
     Args:
         home: The service folder.
         folder: The study's.
         survey: Only to survey its hospitals.
+        end: Only to close it, with the model that it has.
 
     Raises:
         ConfigError: The service does not run, the study's orders are signed with another key than its, or the
-            study is at work already on the other of run and survey.
+            study is at work already on something else.
     """
     require_service(home)
     agreement, history = read_study(folder)
@@ -46,8 +47,8 @@ def start(home: Home, folder: Path, *, survey: bool = False) -> None:
         )
     if history.closed:
         log.warning("%s: the study is over; nothing was run", folder)
-    else:
-        runs.want(home, agreement.study, folder, survey=survey)
+    if not (history.closed and survey):  # leave is taken, even then, of hospitals that went without
+        runs.want(home, agreement.study, folder, survey=survey, end=end)
 
 
 def follow(home: Home, folder: Path, report: Report) -> None:

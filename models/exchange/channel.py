@@ -42,7 +42,7 @@ from models.ledger import (
 )
 from models.ledger.canonical import canonical, digest
 
-_SHOWN = 64  # heads that the other side may have seen without our knowing
+_SHOWN = 2048  # heads that the other side may have seen without our knowing
 
 
 def _both_ends(sizes: list[int]) -> list[int]:
@@ -162,7 +162,7 @@ class Channel:
         Args:
             kind: What it is.
             round_: The study's round.
-            document: Order, manifest, refusal or closing; kept beside the ledger by its digest.
+            document: Order, manifest, survey, refusal or closing; kept beside the ledger by its digest.
             spec: The layout of an update's `vector`; of a model's, the layout's digest is enough.
             vector: Arrays that travel, 1-D float32.
             encoding: How they are told, if not as they are; they are rounded already.
@@ -297,6 +297,8 @@ class Channel:
     def part(self, evidence: Evidence) -> None:
         """Keep, beside the ledger, the other side's last head and its signature under this one's.
 
+        Kept with them is the head that this side shows in a `farewell` now, so that it can prove it later.
+
         Raises:
             BadSignature: Something in it is not the peer's.
             Rewritten: The peer's ledger is not a continuation of the one seen before.
@@ -308,7 +310,7 @@ class Channel:
             raise Malformed(f"{self.peer.name} does not sign what it saw", detail="cosignature")
         own = self._own_head(evidence.seen).sign(self._signer)
         cosigned = add_cosignatures(own, [(self.peer, evidence.cosignature)])
-        self.ledger.part(self.study, self.peer.name, theirs=evidence.note, ours=cosigned)
+        self.ledger.part(self.study, self.peer.name, theirs=evidence.note, ours=cosigned, shown=self.ledger.note)
         self._heads[head.size], self._note = head.root, evidence.note
 
     def _write(self, received: Received, event: Event, round_: int, facts: Mapping[str, Any]) -> None:

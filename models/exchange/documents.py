@@ -95,7 +95,7 @@ class Order(Document):
     """One visit to a silo.
 
     `survey` asks, in round 0, what it could train on; `train` for an update, `evaluate` for metrics, `close`
-    for a farewell.
+    for a farewell. With SCAFFOLD, `train` names the last round whose model took the silo's update.
     """
 
     agreement: Agreement
@@ -103,6 +103,7 @@ class Order(Document):
     visit: VisitKind
     base: Digest  # of the model that comes with it (none comes with `survey` and `close`: of the newest)
     witnesses: Digest | None = None  # of the roster of hospitals whose cosignatures come with it
+    counted: Annotated[int | None, Field(ge=1, exclude_if=lambda value: value is None)] = None
 
     @classmethod
     def decode(cls, content: bytes) -> Self:

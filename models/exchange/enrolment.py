@@ -22,14 +22,19 @@ Address = Annotated[str, Field(pattern=r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):[0
 """Host and port, as `study.example.org:8443`."""
 
 
+def fingerprint(content: bytes) -> str:
+    """128 bits of the SHA-256, in groups of four to be read out: `3f2a-...`."""
+    text = digest(content)[:32]
+    return "-".join(text[start : start + 4] for start in range(0, 32, 4))
+
+
 class Public(Document):
     """A public file that is compared by its fingerprint."""
 
     @property
     def fingerprint(self) -> str:
-        """128 bits of the file's SHA-256, in groups of four to be read out: `3f2a-...`."""
-        text = digest(self.encode())[:32]
-        return "-".join(text[start : start + 4] for start in range(0, 32, 4))
+        """The fingerprint of the whole file."""
+        return fingerprint(self.encode())
 
 
 class Invitation(Public):

@@ -1,4 +1,4 @@
-"""An envelope inside a Flower message, and back. Flower's own types are handled here and at the two apps.
+"""An envelope inside a Flower message, and back. Who else imports Flower, the contract in `pyproject.toml` lists.
 
 The arrays travel as one Flower `Array`, the rest as bytes in one `ConfigRecord`. Models are in NumPy's format; updates
 are packed in the study's encoding where they travel to another machine, and are read in either form.
@@ -32,7 +32,7 @@ _EVIDENCE = ("note", "receipt_xid", "receipt", "cosignature", "testimony")
 _OTHERS = ("heads", "proofs", "seen")
 _MAX_NOTE = 4096  # bytes; the note becomes part of a ledger line
 _MAX_NUMBER = 2**53 - 1  # what canonical JSON can hold, and so a ledger line
-_MAX_PROOFS = 128
+_MAX_PROOFS = 4096  # more than from all heads that a channel remembers to have shown, and all that witnesses cosigned
 _MAX_PROOF = 64 * 32  # bytes; a ledger of 2**60 lines needs fewer
 
 

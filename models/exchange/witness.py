@@ -21,7 +21,7 @@ from models.ledger import Checkpoint, Verifier, cosigners, verify_consistency
 from models.ledger.canonical import canonical, digest, parse
 
 _MAX_ROSTER = 10_000
-_MAX_HEADS = 128  # each of another size, and there are no more proofs in a message
+_MAX_HEADS = 128  # each of another size, and with a proof of its own in the message
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Testimony:
     """What hospitals have seen of the coordinator's ledger.
 
     Attributes:
-        roster: Keys (vkey) of every hospital that has answered in this study, sorted.
+        roster: Keys (vkey) of every hospital that has followed an order of this study, sorted.
         heads: Signed heads with the hospitals' cosignatures below (C2SP notes), the newest first.
     """
 

@@ -1,10 +1,12 @@
 """The study plan: everything a hospital is asked to agree to, in one file that both sides read.
 
-The coordinator writes it as `study.toml`. It travels, whole, inside every order; a hospital approves
-its digest, and what it then trains is decided by the plan alone: an order adds the round, the base
-model and nothing else.
+The coordinator writes it as `study.toml`. It travels, whole, inside every order. A hospital approves the
+digest of the agreement: this plan, the coordinator's key, the first model and the layout of its arrays. An
+order adds the round, the visit, the base model, the roster of witnesses and, with SCAFFOLD, the round whose control
+variate is the hospital's, and nothing else.
 """
 
+import math
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -40,6 +42,11 @@ class Training(Settings):
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give either epochs or steps")
         return self
+
+    @property
+    def cases(self) -> float:
+        """Cases that a round takes at most, where it does not go through all of them; else infinite."""
+        return math.inf if self.steps is None else self.steps * self.batch_size
 
     def in_round(self, round_: int) -> Self:
         """The same, with the learning rate of a round (from 1)."""
@@ -77,10 +84,15 @@ class Plan(Settings):
         return self
 
     @model_validator(mode="after")
-    def _scaffold_corrects_plain_steps(self) -> Self:
+    def _scaffold_is_that_of_the_paper(self) -> Self:
         plain = self.training.optimizer == "sgd" and self.training.momentum == 0
         if self.strategy.name == "scaffold" and not plain:
             raise ValueError('training: scaffold needs optimizer = "sgd" without momentum, whose steps are gradients')
+        if self.strategy.name == "scaffold" and self.weights != "equal":
+            raise ValueError(
+                f'weights: must be "equal" with scaffold, whose control variate is the plain mean of the silos\' own '
+                f'(got "{self.weights}")'
+            )
         return self
 
     @model_validator(mode="after")

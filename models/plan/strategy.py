@@ -110,6 +110,16 @@ class Strategy(Settings):
         """Its own parameters, by name; not mu and `local_norm`, which are the silos' business."""
         return {key: getattr(self, key) for key in _PARAMETERS[self.name]}
 
+    @property
+    def steps(self) -> bool:
+        """Whether the next model may lie beyond all updates: a step along their mean, whose length is the server's."""
+        return self.eta is not None or self.server_momentum is not None
+
+    @property
+    def weighs_by_loss(self) -> bool:
+        """Whether no update can be used without its silo's loss."""
+        return self.q is not None
+
     def wants(self, min_silos: int, metrics: Collection[str]) -> str:
         """What a plan must have for this strategy to mean anything, if it has not; else nothing."""
         if self.malicious is not None and self.select is not None:
@@ -120,7 +130,7 @@ class Strategy(Settings):
                 return f"strategy.select: must be at most min_silos - malicious = {min_silos - self.malicious}"
         if self.beta is not None and int(self.beta * min_silos) < 1:
             return f"strategy.beta: {self.beta:g} of min_silos = {min_silos} cuts off no update; raise one of them"
-        if self.q is not None and "loss" not in metrics:
+        if self.weighs_by_loss and "loss" not in metrics:
             return "metrics: qfedavg needs the silos' loss"
         return ""
 

@@ -4,7 +4,7 @@
     network = tasks.network(plan)
 
 Both sides build the same task from the same settings. A further kind of task is one file: settings, a class
-that keeps the promises of `Task`, and `register` before it. CONTRIBUTING shows one.
+that keeps the promises of `Task`, and `register` before it. `tests/models/tasks/own_task.py` is one.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -19,7 +19,7 @@ from models.plan import Classification, Plan, Segmentation, TaskSettings
 from models.tasks.case import Case
 from models.tasks.classification import ClassificationTask
 from models.tasks.flat import FlatNetwork
-from models.tasks.networks import norm_state
+from models.tasks.networks import norm_state, running_statistics
 from models.tasks.segmentation import SegmentationTask
 
 
@@ -115,10 +115,16 @@ def network(plan: Plan, device: torch.device | str = "cpu") -> FlatNetwork:
         device: Where it is to live.
 
     Raises:
-        ConfigError: The network cannot be built as the plan asks for it.
+        ConfigError: The network cannot be built as the plan asks for it, or the strategy cannot combine it.
     """
     module = task(plan.task).build(plan.seed)
-    local = norm_state(module) if plan.strategy.local_norm else ()
+    local = norm_state(module) if plan.strategy.local_norm else frozenset[str]()
+    if plan.strategy.steps and (statistics := running_statistics(module) - local):
+        raise ConfigError(
+            f'strategy.name: "{plan.strategy.name}" would step {min(statistics)} like a weight, and such a variance '
+            "becomes negative",
+            'set norm = "group" in task.network.arguments, or strategy.local_norm = true',
+        )
     return FlatNetwork(module, device, local=local, control=plan.strategy.name == "scaffold")
 
 

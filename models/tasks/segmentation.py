@@ -118,7 +118,7 @@ class SegmentationTask:
         that a patch without a class is no reason to predict nothing.
 
         Args:
-            outputs: Logits `(B, K, *spatial)` float.
+            outputs: Logits `(B, K + 1, *spatial)` float, background first.
             targets: `(B, 1, *spatial)` int64.
         """
         if outputs.is_cuda:

@@ -41,7 +41,7 @@ purpose = "Test."
 rounds = {rounds}
 min_silos = {min_silos}
 deadline = {deadline}
-weights = "images"
+weights = "{weights}"
 metrics = ["loss", "auc"]
 max_norm = 100.0
 max_bytes = "1 MB"
@@ -219,6 +219,8 @@ class Hospital:
                 "filters": [{"name": "clip", "bound": 10.0}],
                 "examples": {"unit": "images", "low": self.images, "high": self.images},
             }
+            if order.agreement.plan.weights == "equal":
+                content["examples"] = {"unit": "silos", "low": 1, "high": 1}
         content |= changes
         try:
             return Raw(content=canonical(content))
@@ -299,6 +301,7 @@ class Toy:
         deadline: float = 30,
         strategy: str = 'name = "fedavg"',
         keep_updates: bool = False,
+        weights: str = "images",
         names: tuple[str, ...] = NAMES,
     ) -> "Toy":
         """Make the study and its hospitals in a folder."""
@@ -310,6 +313,7 @@ class Toy:
                 deadline=deadline,
                 strategy=strategy,
                 keep_updates=str(keep_updates).lower(),
+                weights=weights,
             )
         )
         save_vector(initial, SPEC, np.linspace(-1, 1, SPEC.size, dtype=np.float32))

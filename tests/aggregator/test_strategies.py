@@ -29,7 +29,9 @@ from aggregator.strategy import Audited
 from aggregator.weighing import Contribution
 from models.errors import DigestMismatch
 from models.exchange import wire
+from models.exchange.documents import Refusal
 from models.exchange.spec import Vector, load_vector, vector_digest
+from models.exchange.statement import Kind
 from models.ledger import Event
 from models.plan import Strategy
 
@@ -270,7 +272,8 @@ FIVE = ("east", "north", "south", "west", "zurich")
 
 
 def study(toy: Callable[..., Toy], name: str, **more: Any) -> Toy:
-    return toy(rounds=3, min_silos=5, names=FIVE, strategy=told(name), **more)
+    weights = "equal" if name == "scaffold" else "images"
+    return toy(rounds=3, min_silos=5, names=FIVE, strategy=told(name), weights=weights, **more)
 
 
 def test_a_study_that_is_killed_after_each_round_ends_with_the_same_ledgered_digests(
@@ -314,6 +317,22 @@ def test_a_study_that_is_killed_between_model_and_line_ends_the_same(
     found = [line["model"] for line in broken.lines(Event.AGGREGATED)]
     broken.close()
     assert found == [line["model"] for line in straight.lines(Event.AGGREGATED)]
+
+
+def test_a_void_round_is_no_step_of_the_server(toy: Callable[..., Toy]) -> None:
+    made = toy(rounds=3, min_silos=4, strategy=told("fedadam"), keep_updates=True)
+    refuse = Refusal(code="round-limit")
+    made.poison("west", lambda h, o, a: wire.pack(h.offer(o, Kind.REFUSAL, refuse, None, answers=a)))  # in round 2
+    made.run()
+    model, state = made.model(0), dict[str, Vector]()
+    for number, round_ in ((1, 1), (2, 3)):
+        hospitals = [made.hospitals[name] for name in NAMES[:4]]
+        updates = contributions([h.delta(round_) for h in hospitals], [h.images for h in hospitals])
+        combined = build("fedadam").combine(number, lambda model=model: model, updates, state)  # type: ignore[misc]
+        model, state = combined.model, dict(combined.state)
+    assert made.model(3).tobytes() == model.tobytes()
+    made.close()
+    assert replay(made.study.folder).problems == []
 
 
 def test_every_parameter_stands_in_the_ledgers_line(toy: Callable[..., Toy], name: str) -> None:

@@ -160,7 +160,7 @@ def test_a_strategy_that_gives_no_model_is_named() -> None:
         def aggregate_train(self, server_round: int, replies: Any) -> tuple[None, None]:
             return None, None
 
-    with pytest.raises(ConfigError, match="Silent gave no model for round 4"):
+    with pytest.raises(ConfigError, match="Silent gave no model for combined round 4"):
         Audited(Silent()).combine(4, lambda: BASE, contributions())
 
 

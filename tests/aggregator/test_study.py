@@ -23,7 +23,7 @@ from models.exchange import wire
 from models.exchange.documents import Agreement, Refusal
 from models.exchange.spec import Spec, load_vector, save_vector, tensor_digests, update_digest, vector_digest
 from models.exchange.statement import Kind
-from models.ledger import Entry, Event, Ledger, Signer, read
+from models.ledger import Entry, Event, Ledger, Signer, read, read_partings
 from models.ledger.canonical import canonical
 
 Toy = Any  # of conftest.py
@@ -348,6 +348,36 @@ def test_a_study_that_is_over_gives_its_outcome_again_and_asks_nobody(
     assert len(world.study.ledger.records) == size
 
 
+def test_a_study_that_was_killed_when_it_was_over_takes_its_leave_when_it_is_run_again(
+    toy: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> None:
+        raise Killed
+
+    world = toy(rounds=1)
+    with monkeypatch.context() as patch:
+        patch.setattr("aggregator.rounds.part", die)
+        with pytest.raises(Killed):
+            world.run()
+    assert read_partings(world.study.ledger.folder) == []
+    world = world.reopen()
+    try:
+        world.hospitals["west"].silent = True
+        monkeypatch.setattr(visits, "_LEAVE", 0.1)
+        world.run()
+        assert {parting.peer for parting in read_partings(world.study.ledger.folder)} == {"east", "north", "south"}
+        assert len(read_partings(world.folder / "north")) == 1
+        world.hospitals["west"].silent = False
+        for name in ("east", "north", "south"):  # they took theirs
+            world.hospitals[name].answer = lambda message: pytest.fail("it was asked")
+        world.run()
+        assert {parting.peer for parting in read_partings(world.study.ledger.folder)} == set(world.names)
+        assert world.study.ledger.records[-1].event == Event.STUDY_CLOSED
+        assert all(reconcile(world.study.folder / "ledger", world.folder / name).ok for name in NAMES)
+    finally:
+        world.close()
+
+
 # Who takes part
 
 
@@ -370,15 +400,38 @@ def test_a_silo_of_the_coordinators_name_is_refused(toy: Make) -> None:
         world.study.enrol(Signer.from_seed("aggregator", b"a" * 32).verifier)
 
 
-def test_a_grid_with_an_impostor_starts_nothing(begun: Toy) -> None:
-    grid_class = type(begun).run.__globals__["Hospitals"]
-    grid = grid_class(begun.hospitals.values())
+def with_impostor(world: Toy) -> Any:
+    """A grid in which west has another key."""
+    grid = world.grid()
     node = next(node for node, verifier in grid.roster.items() if verifier.name == "west")
     grid.roster[node] = Signer.from_seed("west", b"i" * 32).verifier
-    size = len(begun.study.ledger.records)
+    return grid
+
+
+def test_a_grid_with_an_impostor_starts_nothing(toy: Make) -> None:
+    world = toy()
+    for hospital in world.hospitals.values():
+        world.study.enrol(hospital.signer.verifier)
+    size = len(world.study.ledger.records)
     with pytest.raises(ConfigError, match="west: has another key"):
-        run(begun.study, grid)
-    assert len(begun.study.ledger.records) == size
+        run(world.study, with_impostor(world))
+    assert len(world.study.ledger.records) == size
+
+
+def test_a_study_at_work_goes_on_without_an_impostor_after_a_restart_too(
+    begun: Toy, caplog: pytest.LogCaptureFixture
+) -> None:
+    outcome = run(begun.study, with_impostor(begun))
+    assert [item.accepted for item in outcome.history.rounds[2:]] == [["east", "north", "south"]]
+    assert "west takes no part: west: has another key" in caplog.text
+
+
+def test_a_study_that_needs_the_hospital_with_another_key_does_not_use_up_its_rounds(toy: Make) -> None:
+    world = toy(min_silos=4)
+    world.run_one()
+    with pytest.raises(ConfigError, match="min_silos: 4 are required, 3 silos take part"):
+        run(world.study, with_impostor(world))
+    assert world.study.position.round == 1
 
 
 def test_a_hospital_that_comes_back_under_another_key_takes_no_part_and_the_others_go_on(
@@ -501,7 +554,7 @@ def test_a_study_that_no_hospital_has_approved_stops_and_can_be_run_once_they_ha
     for name, code in zip(world.hospitals, codes, strict=True):
         world.poison(name, refuse(code), round_=1)
     for _ in range(2):
-        with pytest.raises(ConfigError, match="every hospital refuses: east: study-not-approved, north: ") as caught:
+        with pytest.raises(ConfigError, match="refused: east: study-not-approved, north: ") as caught:
             world.run()
         assert f"approve SITE.toml {world.study.folder / 'agreement.json'}" in caught.value.hint
         assert not world.study.position.closed
@@ -517,15 +570,42 @@ def test_a_study_that_no_hospital_has_approved_stops_and_can_be_run_once_they_ha
         world.close()
 
 
+def test_a_study_stops_in_any_round_for_which_too_few_have_approved_it_and_loses_none(begun: Toy) -> None:
+    for name in ("north", "south"):
+        begun.poison(name, refuse("study-revoked"))
+    with pytest.raises(
+        ConfigError, match="round 2 cannot have min_silos = 3 updates; refused: north: study-revoked, south: "
+    ):
+        begun.run()
+    assert begun.study.position.round == 1
+    for name in ("north", "south"):
+        begun.poison(name, refuse("study-revoked"), round_=3)  # they have approved it again
+    assert begun.run().history.rounds[2].accepted == list(NAMES)
+    assert len(begun.hospitals["west"].outbox) == 4  # two updates, a report and a closing: its second one was kept
+
+
+def test_a_study_that_too_few_approve_any_more_is_closed_with_the_model_that_it_has(begun: Toy) -> None:
+    for name in ("north", "south"):
+        for round_ in (2, begun.study.plan.rounds):
+            begun.poison(name, refuse("study-revoked"), round_=round_)
+    with pytest.raises(ConfigError) as caught:
+        begun.run()
+    assert "close it with the model that it has: run it with --end" in caught.value.hint
+    model = begun.study.position.digest
+    outcome = begun.run(end=True)
+    assert (outcome.digest, outcome.history.closed, len(outcome.history.rounds)) == (model, True, 2)
+    assert verify(begun.study.folder / "ledger").ok
+    assert all(reconcile(begun.study.folder / "ledger", begun.folder / name).ok for name in NAMES)
+
+
 @pytest.mark.parametrize("code", ["too-few-patients", "silence"])
-def test_a_study_that_one_hospital_does_not_refuse_for_itself_goes_on(
+def test_a_study_of_which_enough_hospitals_approve_goes_on_after_a_void_round(
     toy: Make, monkeypatch: pytest.MonkeyPatch, code: str
 ) -> None:
     for wait in ("POLL", "_LEAVE"):
         monkeypatch.setattr(visits, wait, 0.001)
     world = toy(rounds=1, deadline=0.05)
-    for name in world.hospitals:
-        world.poison(name, refuse("study-changed"), round_=1)
+    world.poison("east", refuse("study-changed"), round_=1)
     if code == "silence":
         world.hospitals["west"].silent = True
     else:
@@ -544,14 +624,28 @@ def test_a_study_of_a_service_that_no_hospital_has_approved_is_taken_off_its_lis
     monkeypatch.setenv(SERVICE, str(home.folder))
     monkeypatch.setattr(app, "NetworkGrid", lambda grid, roster: world.grid())
     context = Context(1, 1, {}, RecordDict(), {app.STUDY: world.study.digest})
-    with pytest.raises(ConfigError, match="every hospital refuses"):
+    with pytest.raises(ConfigError, match="round 1 cannot have min_silos = 3 updates; refused: "):
         app.main(None, context)
     assert runs.wanted(home) == {}
     problem = runs.studies(home)[world.study.digest].problem
     assert problem is not None
-    assert "every hospital refuses: east: study-changed, " in problem[0]
+    assert "refused: east: study-changed, " in problem[0]
     runs.want(home, world.study.digest, world.study.folder)  # as `run` does
     for name in world.hospitals:
         world.poison(name, refuse("study-changed"), round_=2)  # they have approved it
     app.main(None, context)
     assert read_study(world.study.folder)[1].closed
+    assert runs.wanted(home) == {}
+
+
+def test_a_service_closes_a_study_that_is_to_end(toy: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, world = Home.create(tmp_path / "home", "localhost:8443"), toy(rounds=2)
+    runs.want(home, world.study.digest, world.study.folder, end=True)
+    with pytest.raises(ConfigError, match="it runs already"):
+        runs.want(home, world.study.digest, world.study.folder)
+    world.study.close()
+    monkeypatch.setenv(SERVICE, str(home.folder))
+    monkeypatch.setattr(app, "NetworkGrid", lambda grid, roster: world.grid())
+    app.main(None, Context(1, 1, {}, RecordDict(), {app.STUDY: world.study.digest}))
+    history = read_study(world.study.folder)[1]
+    assert (history.closed, len(history.rounds), runs.wanted(home)) == (True, 1, {})

@@ -256,6 +256,7 @@ def test_what_is_wrong_with_the_values_of_a_list_is_not_told_of_the_list_again()
         ({"metrics": ["loss", "dice"]}, "metrics"),
         ({"silos_per_round": 1}, "silos_per_round"),
         ({"strategy": {"name": "scaffold"}}, "training"),
+        ({"strategy": {"name": "scaffold"}, "training": {"steps": 5, "learning_rate": 0.1}}, "weights"),
         ({"strategy": {"name": "krum"}, "min_silos": 2}, "min_silos"),
         ({"strategy": {"name": "fedtrimmedavg", "beta": 0.1}}, "strategy.beta"),
     ],

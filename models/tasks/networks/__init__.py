@@ -26,7 +26,7 @@ from models.plan import Network
 from models.tasks.arguments import checked, find
 from models.tasks.flat import floating_state
 from models.tasks.networks.classifiers import CLASSIFIERS
-from models.tasks.networks.norms import Norm, norm_state, replace_batch_norm
+from models.tasks.networks.norms import Norm, norm_state, replace_batch_norm, running_statistics
 from models.tasks.networks.segmenters import SEGMENTERS
 
 Builder = Callable[..., nn.Module]
@@ -92,4 +92,4 @@ def _try(built: nn.Module, name: str, shape: Sequence[int], key: str) -> None:
         built.train(mode)
 
 
-__all__ = ["CLASSIFIERS", "SEGMENTERS", "Builder", "build_network", "norm_state"]
+__all__ = ["CLASSIFIERS", "SEGMENTERS", "Builder", "build_network", "norm_state", "running_statistics"]

@@ -50,3 +50,8 @@ def norm_state(module: nn.Module) -> frozenset[str]:
         if isinstance(layer, kinds)
         for part in layer.state_dict()
     )
+
+
+def running_statistics(module: nn.Module) -> frozenset[str]:
+    """Those of them that are no weights, but means and variances of the images seen so far."""
+    return frozenset(name for name in norm_state(module) if name.endswith(("running_mean", "running_var")))

@@ -262,6 +262,17 @@ def test_a_dismissed_hospital_can_come_back_with_new_keys_and_go_again(home: Hom
     assert len(list(first.parent.iterdir())) == 4
 
 
+def test_a_node_key_that_was_dismissed_is_refused_whatever_else_is_new(home: Home, kit: Kit) -> None:
+    admit(home, kit(NORTH.enrol()))
+    archived = dismiss(home, "north")
+    for keys in (NORTH, replace(Keys.make("west"), node=f"{NORTH.node} with a comment")):
+        with pytest.raises(ConfigError, match=f"node_key: was dismissed .{archived.name}., and Flower never") as raised:
+            admit(home, kit(keys.enrol()))
+        assert f"node.key and node.pub in work/node, and work/{keys.signer.name}.enrol" in raised.value.hint
+    assert home.hospitals() == {}
+    admit(home, kit(replace(NORTH, node=Keys.make("north").node).enrol()))
+
+
 @pytest.mark.parametrize("name", ["west", "../ca", ""])
 def test_who_is_not_admitted_cannot_be_dismissed(home: Home, kit: Kit, name: str) -> None:
     with pytest.raises(ConfigError, match="no hospital of that name") as raised:

@@ -1,6 +1,7 @@
 """The coordinator's service keeps Flower's SuperLink as the folder says, whatever happens to either."""
 
 import itertools
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from aggregator.history import read_study
 from aggregator.service import admission, runs, serve, studies
 from aggregator.service.home import Home
 from aggregator.service.superlink import Node
-from models.errors import Locked
+from models.errors import ConfigError, Locked
 from models.exchange.enrolment import Enrolment
 from models.ledger import Signer, disk
 
@@ -25,6 +26,7 @@ class Link:
     """A SuperLink that remembers what it was told."""
 
     known: dict[int, str] = field(default_factory=dict)
+    keys: set[str] = field(default_factory=set)  # of every node that it ever had
     states: dict[int, str] = field(default_factory=dict)
     told: list[str] = field(default_factory=list)
 
@@ -32,7 +34,9 @@ class Link:
         return {node: Node("online", "") for node in self.known}
 
     def register(self, name: str, node_key: str) -> int:
-        assert node_key not in self.known.values(), "Flower refuses a key that it has"
+        if node_key in self.keys:
+            raise ConfigError("flwr supernode register: Public key already in use")
+        self.keys.add(node_key)
         node = 100 + len(self.told)
         self.known[node] = node_key
         self.told.append(f"register {name}")
@@ -111,6 +115,7 @@ def test_a_superlink_that_lost_its_database_is_told_everything_again(home: Home,
     let_in(home, "north", "key-n")
     serve._Keeper(home, link).keep_nodes()  # type: ignore[arg-type]
     link.known.clear()
+    link.keys.clear()
     serve._Keeper(home, link).keep_nodes()  # type: ignore[arg-type]
     assert list(link.known.values()) == ["key-n"]
     assert home.nodes()["north"] in link.known
@@ -132,14 +137,40 @@ def test_a_hospital_that_comes_back_with_another_key_is_another_node(
 def test_a_hospital_that_is_dismissed_and_back_before_the_next_look_gets_a_node(
     home: Home, link: Link, keeper: "serve._Keeper"
 ) -> None:
-    let_in(home, "north", "key-n")
+    let_in(home, "north", "old")
     keeper.keep_nodes()
     admission.dismiss(home, "north")
-    let_in(home, "north", "key-n")
+    let_in(home, "north", "new")
     keeper.keep_nodes()
     keeper.keep_nodes()
     assert link.told == ["register north", "unregister", "register north"]
     assert list(link.known) == list(home.nodes().values())
+
+
+def test_a_hospital_that_the_superlink_does_not_take_is_named_once_and_stops_nobody(
+    home: Home, link: Link, keeper: "serve._Keeper", caplog: pytest.LogCaptureFixture
+) -> None:
+    link.keys.add("key-n")
+    let_in(home, "north", "key-n")
+    let_in(home, "south", "key-s")
+    keeper.keep_nodes()
+    keeper.keep_nodes()
+    assert link.told == ["register south"]
+    assert caplog.text.count("north cannot take part: flwr supernode register: Public key already in use") == 1
+    let_in(home, "north", "new")
+    keeper.keep_nodes()
+    assert home.nodes().keys() == {"north", "south"}
+
+
+def test_studies_are_kept_whatever_the_hospitals_come_to(
+    home: Home, link: Link, keeper: "serve._Keeper", study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.nodes_path.write_text("[]")
+    stopping = threading.Event()
+    submit = link.submit
+    monkeypatch.setattr(link, "submit", lambda study: (stopping.set(), submit(study))[1])
+    keeper.keep(stopping)
+    assert link.told == ["submit"]
 
 
 @pytest.fixture
@@ -191,16 +222,7 @@ def test_a_service_that_starts_again_goes_on_with_a_study_at_once(link: Link, st
     assert link.told == ["submit", "end 1", "submit"]
 
 
-def test_a_closed_study_is_taken_off_the_list(
-    link: Link, keeper: "serve._Keeper", study: Path, home: Home, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(serve, "read_study", lambda _: (None, type("H", (), {"closed": True})))
-    keeper.keep_studies()
-    assert link.told == []
-    assert runs.wanted(home) == {}
-
-
-def test_a_study_that_is_over_is_not_put_on_the_list_and_says_so(
+def test_a_study_that_is_over_says_so_and_is_listed_only_to_take_its_leave(
     home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     over = SimpleNamespace(coordinator_key=home.signer.vkey, study=STUDY), SimpleNamespace(closed=True)
@@ -208,6 +230,9 @@ def test_a_study_that_is_over_is_not_put_on_the_list_and_says_so(
     monkeypatch.setattr(studies, "read_study", lambda _: over)
     studies.start(home, tmp_path / "toy")
     assert f"{tmp_path / 'toy'}: the study is over; nothing was run" in caplog.text
+    assert runs.wanted(home).keys() == {STUDY}
+    runs.unwant(home, STUDY)
+    studies.start(home, tmp_path / "toy", survey=True)
     assert runs.wanted(home) == {}
 
 
@@ -221,7 +246,7 @@ def test_a_study_that_cannot_be_read_stops_none_of_the_others_and_hides_none(
     runs.want(home, broken, tmp_path / "broken")
     runs.want(home, over, finished / "toy")
     keeper.keep_studies()
-    assert runs.wanted(home) == {}  # the two that cannot go on, and the one that is over
+    assert runs.wanted(home).keys() == {over}  # which may still have to take its leave; the other two cannot go on
     rows = {row["study"]: row for row in studies.status(home)["studies"]}
     assert {study: row["state"] for study, row in rows.items()} == {
         moved: "unreadable",
@@ -235,8 +260,6 @@ def test_a_study_that_cannot_be_read_stops_none_of_the_others_and_hides_none(
 
 
 def test_one_folder_has_one_service(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    import threading
-
     stopping: Callable[[], threading.Event] = threading.Event
     lock = disk.lock(home.serving)
     with pytest.raises(Locked):

@@ -369,6 +369,22 @@ def test_a_party_that_was_away_for_many_rounds_is_understood_again(hub: Party, n
     talk(hub, north)
 
 
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_party_whose_answers_were_lost_before_it_was_away_is_understood_again(
+    hub: Party, north: Party, restart: bool
+) -> None:
+    talk(hub, north)
+    for _ in range(80):
+        north.hear(hub.say())
+        north.say()  # which is lost
+    for _ in range(80):
+        hub.say()
+    hub = hub.reopen() if restart else hub
+    assert north.hear(wire.unpack(wire.pack(hub.say()))) == 80
+    assert hub.hear(wire.unpack(wire.pack(north.say()))) == 80
+    talk(hub, north)
+
+
 # What survives the death of the process
 
 

@@ -73,6 +73,13 @@ EVERY = [
 ]
 each = pytest.mark.parametrize("document", EVERY, ids=lambda document: type(document).__name__)
 
+
+def test_an_order_says_of_control_variates_only_where_there_are_some() -> None:
+    order = Order(agreement=AGREEMENT, round=3, visit="train", base="1" * 64)
+    assert b"counted" not in order.encode()
+    assert b'"counted":2' in order.model_copy(update={"counted": 2}).encode()
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
