@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from aggregator.agreement import read_agreement
+from aggregator.folder import read_agreement
 from models.exchange.documents import Agreement
 from models.ledger import Event, Record, Verifier, read
 from models.ledger.disk import publish
@@ -117,8 +117,8 @@ def read_history(records: Sequence[Record], plan: Plan) -> History:
             continue
         if "work" in body:
             coming.work[body["statement"]["src"]] = body["work"]
-        if record.event in _REFUSALS:
-            coming.refused[_silo(body)] = "silent" if record.event == Event.SILO_SILENT else body["code"]
+        if record.event in REFUSALS:
+            coming.refused[silo_of(body)] = "silent" if record.event == Event.SILO_SILENT else body["code"]
     return History(plan, rounds, closed=any(record.event == Event.STUDY_CLOSED for record in records))
 
 
@@ -141,12 +141,15 @@ def write_metrics(path: Path, history: History) -> None:
     publish(path, ("\n".join(lines) + "\n").encode())
 
 
-_REFUSALS = {Event.REFUSAL_RECEIVED, Event.REPLY_REJECTED, Event.SILO_SILENT}
+REFUSALS = {Event.REFUSAL_RECEIVED, Event.REPLY_REJECTED, Event.SILO_SILENT}
+"""The lines that say that a silo gave nothing."""
+
 _REPLIES = {
     *(Event.SURVEY_RECEIVED, Event.UPDATE_RECEIVED, Event.REPORT_RECEIVED, Event.CLOSING_RECEIVED),
     *(Event.REFUSAL_RECEIVED, Event.REPLY_REJECTED),
 }
 
 
-def _silo(body: Mapping[str, Any]) -> str:
+def silo_of(body: Mapping[str, Any]) -> str:
+    """The silo that such a line is about."""
     return str(body["silo"] if "silo" in body else body["statement"]["src"])

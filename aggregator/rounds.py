@@ -21,7 +21,7 @@ from aggregator.history import History, read_history, write_metrics
 from aggregator.sampling import drawn
 from aggregator.strategy import Audited
 from aggregator.study import Position, Study
-from aggregator.visits import POLL, Visit, part
+from aggregator.visits import POLL, Visit, take_leave
 from aggregator.weighing import Contribution
 from models.errors import ConfigError, NotWitnessed, Rule
 from models.exchange.channel import Channel
@@ -81,7 +81,7 @@ def run(
         position = study.position
     else:
         log.warning("%s: the study is over; nothing was run", study.folder)
-        _take_leave(study, grid)
+        _part(study, grid)
     history = read_history(study.ledger.records, plan)
     write_metrics(study.folder / "metrics.jsonl", history)
     if on_round:
@@ -89,7 +89,7 @@ def run(
     return Outcome(study.digest, study.model_path(position.model), position.digest, history)
 
 
-def _take_leave(study: Study, grid: StudyGrid) -> None:
+def _part(study: Study, grid: StudyGrid) -> None:
     """Part from the hospitals of a study that was over before they could: it was killed then, or they were away."""
     parted = {parting.peer for parting in read_partings(study.ledger.folder) if parting.study == study.digest}
     left = {(name, vkey) for name, vkey in study.enrolled.items() if name not in parted}
@@ -98,7 +98,7 @@ def _take_leave(study: Study, grid: StudyGrid) -> None:
         for node, silo in grid.roster.items()
         if (silo.name, silo.vkey) in left
     }
-    part(grid, channels, [node for node in grid.get_node_ids() if node in channels])
+    take_leave(grid, channels, [node for node in grid.get_node_ids() if node in channels])
 
 
 def survey(study: Study, grid: StudyGrid) -> None:
@@ -174,7 +174,7 @@ class _Run:
         closing = self.unheard(Event.CLOSING_RECEIVED, self.wait_for(0, 0))
         self.visit(dict.fromkeys(closing, "close"), plan.rounds, position)
         study.ledger.append(Entry(Event.STUDY_CLOSED, {"model": position.digest}, study.digest, plan.rounds))
-        part(self.grid, self.channels, self.wait_for(0, 0))
+        take_leave(self.grid, self.channels, self.wait_for(0, 0))
 
     def wait_for(self, count: int, seconds: float, done: Collection[str] = ()) -> list[int]:
         """The hospitals that are connected, once they and those that are done are so many or the time is over."""

@@ -20,7 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Self
 
-from aggregator.agreement import read_agreement
+from aggregator.folder import model_path, read_agreement, update_path
 from models.errors import ConfigError, DigestMismatch, IntramuralError
 from models.exchange.documents import Agreement
 from models.exchange.encoding import Encoding
@@ -134,7 +134,7 @@ class Study:
             initial=vector_digest(spec.digest, vector),
             spec=spec.digest,
         )
-        save_vector(draft / "models" / "000.safetensors", spec, vector)
+        save_vector(model_path(draft, 0), spec, vector)
         publish(draft / "study.toml", plan_path.read_bytes())
         publish(draft / "agreement.json", agreement.encode())
         with Ledger.create(draft / "ledger", signer, origin=f"{content.coordinator}/{content.name}") as ledger:
@@ -159,7 +159,7 @@ class Study:
         """
         folder = Path(folder)
         agreement = read_agreement(folder)
-        spec, _ = load_vector(folder / "models" / "000.safetensors", agreement.initial)
+        spec, _ = load_vector(model_path(folder, 0), agreement.initial)
         signer = Signer.load(folder / "aggregator.key")
         if signer.vkey != agreement.coordinator_key:
             raise ConfigError(f"{folder / 'aggregator.key'}: is not the key of this study", "restore the study's key")
@@ -263,7 +263,7 @@ class Study:
 
     def model_path(self, number: int) -> Path:
         """Where model `number` lies."""
-        return self.folder / "models" / f"{number:03}.safetensors"
+        return model_path(self.folder, number)
 
     def load_model(self, number: int, digest: str) -> Vector:
         """A model, checked against its digest; `(spec.size,)` float32."""
@@ -311,7 +311,7 @@ class Study:
 
     def update_path(self, round_: int, silo: str) -> Path:
         """Where a silo's update of a round lies until it is combined."""
-        return self.folder / "updates" / f"{round_:03}" / f"{silo}.safetensors"
+        return update_path(self.folder, round_, silo)
 
     def save_update(self, round_: int, silo: str, vector: Vector, digest: str) -> None:
         """Keep an update of that digest on disk until it is combined."""

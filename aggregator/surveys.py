@@ -7,11 +7,9 @@ answers["north"]        # a Survey, or the code for which there is none
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from aggregator.history import read_study
+from aggregator.history import REFUSALS, read_study, silo_of
 from models.exchange.documents import Agreement, Survey
 from models.ledger import Event, Verifier, read
-
-_NONE = {Event.REFUSAL_RECEIVED, Event.REPLY_REJECTED, Event.SILO_SILENT}
 
 
 def read_surveys(folder: Path) -> tuple[Agreement, dict[str, Survey | str]]:
@@ -32,8 +30,8 @@ def read_surveys(folder: Path) -> tuple[Agreement, dict[str, Survey | str]]:
         body = record.body
         if record.event == Event.SURVEY_RECEIVED:
             found[body["statement"]["src"]] = Survey.decode(opened.manifest(body["statement"]["body"]))
-        elif record.event in _NONE and record.round == 0:  # only a survey is of round 0
-            silo = body["silo"] if "silo" in body else body["statement"]["src"]
+        elif record.event in REFUSALS and record.round == 0:  # only a survey is of round 0
+            silo = silo_of(body)
             if not isinstance(found.get(silo), Survey):
                 found[silo] = body.get("code", "silent")
     return agreement, dict(sorted(found.items()))

@@ -48,7 +48,7 @@ _FLOWER = {2: "app-failed", _AWAY: "node-gone", 8: "executor-stopped"}
 """What Flower answers for a hospital that does not, by its code."""
 
 
-def part(grid: StudyGrid, channels: Mapping[int, Channel], nodes: Iterable[int]) -> None:
+def take_leave(grid: StudyGrid, channels: Mapping[int, Channel], nodes: Iterable[int]) -> None:
     """Exchange the last heads at the end of a study; a hospital that does not answer keeps what it has."""
     waiting: dict[str, int] = {}
     for node in nodes:

@@ -24,12 +24,12 @@ from models.tasks.flat import FlatNetwork
 from silos.approval import decisions
 from silos.cohort import Cohort, match_arrays, read_arrays
 from silos.config import Data, Site
-from silos.dataset import read_case
 from silos.finding import Finding, look
 from silos.gate import Standing
 from silos.keys import load_signer
 from silos.network.connection import check_connection
 from silos.precision import layout, trains_in_bfloat16
+from silos.reading import read_case
 from silos.training import device_for
 from silos.visit import match_cohort, scan_site, unit_of
 

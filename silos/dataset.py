@@ -13,9 +13,9 @@ import json
 import mmap
 import os
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -25,18 +25,16 @@ import numpy.typing as npt
 
 from models.errors import ConfigError, DataError
 from models.ledger.canonical import canonical, digest
-from models.plan import TaskSettings, Unit
+from models.plan import TaskSettings
 from models.tasks import Case, Task
 from models.tasks.preparation import VolumeTooLarge
 from silos.cohort import Arrays, Cohort
 from silos.config import Data
-from silos.dicom.annotation import UnfitAnnotation, read_mask
-from silos.dicom.decode import read_image
-from silos.dicom.geometry import Floats, Misfit
+from silos.dicom.annotation import UnfitAnnotation
+from silos.dicom.geometry import Misfit
 from silos.dicom.header import Reason, UnreadableFile
-from silos.dicom.series import Stack, read_volume
-from silos.dicom.upright import spacing_of, upright
 from silos.packed import Packed, PackedImage, pack, row_type
+from silos.reading import read_case
 
 OUT_OF_RANGE = "pixel values out of range"
 
@@ -126,7 +124,7 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class Held:
+class InMemory:
     """Prepared cases in memory; as `Prepared`."""
 
     cases: tuple[Case, ...]
@@ -146,8 +144,8 @@ class Dataset:
     """A cohort whose every case has been read: those to train on, and those held out."""
 
     cohort: Cohort
-    train: Prepared | Held
-    held_out: Prepared | Held
+    train: Prepared | InMemory
+    held_out: Prepared | InMemory
     mapped: mmap.mmap | None = None
 
     @cached_property
@@ -164,58 +162,6 @@ class Dataset:
         """Let go of the images' memory; what is looked at again is mapped again, from the system's cache as a rule."""
         if self.mapped is not None:
             self.mapped.madvise(mmap.MADV_DONTNEED)
-
-
-def read_case(case: Any, data: Data, classes: Sequence[str], unit: Unit) -> Case:
-    """Decode one case, whatever it is made of.
-
-    Args:
-        case: A row of a cohort's cases.
-        data: The site's data settings.
-        classes: The study's classes.
-        unit: What the study's cases are made of.
-
-    Returns:
-        An image `(rows, columns)`; or a volume in RAS with its spacing, its slices along the last axis where the
-        network sees single slices, and its mask if it has no label.
-
-    Raises:
-        ConfigError: The annotations name what the site's words do not know.
-        DataError: It cannot be read, or its annotations do not fit.
-    """
-    label = None if case.target < 0 else int(case.target)
-    stack = getattr(case, "stack", None)
-    if stack is None:
-        return Case(read_image(data.folder / case.path), label=label)
-    image, _ = read_stack(stack, data.folder, unit)
-    if label is not None or data.annotations is None:
-        return replace(image, label=label)
-    words, fraction = data.annotations.words, data.annotations.fraction
-    drawn = read_mask(case.annotations, stack, data.folder, words, ["background", *classes], fraction)
-    mask, _ = upright(drawn, stack, slices_last=unit == "either")
-    return replace(image, mask=mask[..., 0] if image.image.ndim == 2 else mask)
-
-
-def read_stack(stack: Stack, root: Path, unit: Unit) -> tuple[Case, Floats]:
-    """Decode a stack.
-
-    Args:
-        stack: One that `find_stacks` found.
-        root: Folder that its paths are relative to.
-        unit: What the study's cases are made of.
-
-    Returns:
-        The volume in RAS with its spacing, its slices along the last axis where the network sees single slices;
-        `(rows, columns)` of a slice without others. And the affine (4, 4) of the volume, to mm in RAS.
-
-    Raises:
-        UnreadableFile: A slice cannot be decoded.
-    """
-    slices = unit == "either"
-    image, affine = upright(read_volume(stack, root).pixels, stack, slices_last=slices)
-    spacing = spacing_of(affine)
-    alone = slices and image.shape[2] == 1
-    return (Case(image[..., 0], spacing[:2]) if alone else Case(image, spacing)), affine
 
 
 def prepare(
@@ -268,10 +214,10 @@ def hold(arrays: Arrays, cohort: Cohort, task: Task) -> Dataset:
         task: Prepares one case.
     """
 
-    def side(held_out: bool) -> Held:
+    def side(held_out: bool) -> InMemory:
         rows = np.flatnonzero(cohort.cases["held_out"].to_numpy() == held_out)
         cases = (task.prepare(Case(arrays.images[row], label=int(arrays.labels[row]))) for row in rows)
-        return Held(tuple(cases), arrays.labels[rows])
+        return InMemory(tuple(cases), arrays.labels[rows])
 
     return Dataset(cohort, side(False), side(True))
 

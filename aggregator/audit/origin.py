@@ -28,7 +28,7 @@ from aggregator.audit.checks import included, signed_head
 from aggregator.audit.proofs import Proof, load
 from aggregator.audit.reader import check_statement
 from models.errors import LedgerError, Malformed, ProtocolError
-from models.exchange.weights import file_digests
+from models.exchange.model_file import file_digests
 from models.ledger import Checkpoint, Event, Record, Verifier
 from models.ledger.canonical import digest, parse
 

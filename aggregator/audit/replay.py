@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aggregator.agreement import read_agreement
 from aggregator.audit import lines
 from aggregator.audit.ledgers import verify
+from aggregator.folder import model_path, read_agreement, update_path
 from aggregator.weighing import Contribution
 from models.errors import DataError, DigestMismatch, IntramuralError, LedgerError
 from models.exchange.documents import Manifest, Order
@@ -108,9 +108,10 @@ def replay(folder: Path | str) -> Replay:
     _require_kept(folder, sums)
     updates = {lines.statement(r).xid: r for r in records if r.event == Event.UPDATE_RECEIVED}
     keys = lines.peers(records)
-    spec, model = load_vector(folder / "models" / "000.safetensors", agreement.initial)
+    first = model_path(folder, 0)
+    spec, model = load_vector(first, agreement.initial)
     if spec.digest != agreement.spec:
-        raise DigestMismatch(f"{folder / 'models' / '000.safetensors'}: has other arrays than the study's")
+        raise DigestMismatch(f"{first}: has other arrays than the study's")
     made = [(0, agreement.initial)]
     strategy, state, before = build(agreement.plan), dict[str, Vector](), 0
     named = agreement.plan.strategy.model_dump(mode="json")
@@ -162,12 +163,8 @@ def _left_out(sum_: Record, updates: Iterable[Record]) -> Iterator[str]:
         yield f"it says nothing of the update of {silo}, which was accepted"
 
 
-def _path(folder: Path, round_: int | None, silo: str) -> Path:
-    return folder / "updates" / f"{round_:03}" / f"{silo}.safetensors"
-
-
 def _require_kept(folder: Path, sums: Iterable[Record]) -> None:
-    inputs = [_path(folder, record.round, item["silo"]) for record in sums for item in record.body["inputs"]]
+    inputs = [update_path(folder, record.round or 0, item["silo"]) for record in sums for item in record.body["inputs"]]
     missing = [path for path in inputs if not path.is_file()]
     if missing:
         raise DataError(
@@ -214,7 +211,7 @@ def _combined(
 ) -> "Combined":
     contributions = []
     for item in record.body["inputs"]:
-        path = _path(folder, record.round, item["silo"])
+        path = update_path(folder, record.round or 0, item["silo"])
         found, vector = load_vector(path)
         if found != spec or update_digest(spec, tensor_digests(spec, vector)) != item["digest"]:
             raise DigestMismatch(f"{path}: is not the update of digest {item['digest']}", "restore the file")

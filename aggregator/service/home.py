@@ -199,14 +199,14 @@ class Home:
     def save_nodes(self, nodes: Mapping[str, int]) -> None:
         """Keep the nodes' numbers, durably."""
         with self.changing():
-            disk.publish(self.nodes_path, text(nodes))
+            disk.publish(self.nodes_path, json_bytes(nodes))
 
     def forget_node(self, name: str) -> None:
         """Keep a hospital's number no more; whoever comes back under this name is another node."""
         with self.changing():
             nodes = self.nodes()
             if nodes.pop(name, None) is not None:
-                disk.publish(self.nodes_path, text(nodes))
+                disk.publish(self.nodes_path, json_bytes(nodes))
 
     @contextmanager
     def changing(self) -> Iterator[None]:
@@ -350,6 +350,6 @@ def documents(folder: Path) -> Iterator[tuple[Path, bytes]]:
             yield path, path.read_bytes()
 
 
-def text(content: Mapping[str, Any]) -> bytes:
+def json_bytes(content: Mapping[str, Any]) -> bytes:
     """A JSON object for people and programs."""
     return (json.dumps(dict(content), indent=2, sort_keys=True) + "\n").encode()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from aggregator.service.home import Home, documents, text
+from aggregator.service.home import Home, documents, json_bytes
 from aggregator.service.settings import Number
 from models.errors import ConfigError
 from models.exchange.documents import Digest
@@ -111,4 +111,4 @@ def set_run(home: Home, study: str, run_id: int) -> None:
 
 def _save(home: Home, study: str, entry: Entry) -> None:
     path = home.runs / f"{_DIGEST.validate_python(study)}.json"
-    disk.publish(path, text(entry.model_dump(mode="json")))
+    disk.publish(path, json_bytes(entry.model_dump(mode="json")))

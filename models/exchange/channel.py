@@ -114,7 +114,7 @@ def offer(drafts: Sequence[Draft]) -> list[Envelope]:
         line = {"statement": statement.values(), "signature": draft.signature.hex(), "size": size, **draft.facts}
         entries.append(Entry(Event(f"{statement.kind}.offered"), line, statement.study, statement.round))
     for draft, record in zip(drafts, ledger.append(*entries), strict=True):
-        draft.channel.replay(record, draft.statement)
+        draft.channel.learn(record, draft.statement)
     return [draft.channel.envelope(draft) for draft in drafts]
 
 
@@ -141,7 +141,7 @@ class Channel:
         self._shown: list[int] = []  # sizes of the heads that went with what was offered since
         for record in ledger.records:
             if record.study == study:
-                self.replay(record)
+                self.learn(record)
 
     def draft(
         self,
@@ -334,9 +334,9 @@ class Channel:
         }
         entries.append(Entry(event, body, study=self.study, round=round_))
         for record in self.ledger.append(*entries):
-            self.replay(record, statement)
+            self.learn(record, statement)
 
-    def replay(self, record: Record, known: Statement | None = None) -> None:
+    def learn(self, record: Record, known: Statement | None = None) -> None:
         """Take one line of the ledger into memory; new lines and old ones go the same way.
 
         Args:

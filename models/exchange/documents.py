@@ -16,8 +16,7 @@ from pydantic import AfterValidator, AllowInfNan, Field, StringConstraints, Vali
 from models.errors import Malformed, is_wire_code
 from models.exchange.spec import Spec, TensorSpec
 from models.exchange.survey import BEYOND, CELLS, TableName, Total, band
-from models.exchange.weights import object_once
-from models.ledger.canonical import canonical, digest
+from models.ledger.canonical import canonical, digest, object_once
 from models.plan import MetricName, Plan
 from models.settings import Settings
 

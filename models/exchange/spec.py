@@ -21,7 +21,7 @@ import safetensors
 from safetensors import safe_open
 
 from models.errors import DataError, DigestMismatch, SpecMismatch
-from models.exchange.weights import DOMAIN
+from models.exchange.model_file import MODEL_DOMAIN
 from models.ledger.canonical import canonical, digest
 from models.ledger.disk import rename
 
@@ -121,7 +121,7 @@ def vector_digest(spec: str, vector: Vector) -> str:
         The digest of `"intramural vector v1\n"`, the spec's digest (32 bytes) and the vector's
         little-endian bytes.
     """
-    state = hashlib.sha256(DOMAIN + bytes.fromhex(spec))
+    state = hashlib.sha256(MODEL_DOMAIN + bytes.fromhex(spec))
     state.update(np.ascontiguousarray(vector, dtype="<f4").data)
     return state.hexdigest()
 

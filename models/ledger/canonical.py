@@ -65,6 +65,17 @@ def parse(data: bytes) -> Any:
     return value
 
 
+def object_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object for `json.loads`; one in which a name stands twice could be read in two ways.
+
+    Raises:
+        ValueError: A name does.
+    """
+    if len(dict(pairs)) != len(pairs):
+        raise ValueError("a name stands there twice")
+    return dict(pairs)
+
+
 def digest(data: bytes) -> str:
     """SHA-256 (FIPS 180-4) as 64 lower-case hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()

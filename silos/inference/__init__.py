@@ -32,12 +32,13 @@ from models.tasks import Case
 from models.tasks.flat import FlatNetwork
 from models.tasks.preparation import VolumeTooLarge, resize
 from silos import local_norm
-from silos.dataset import OUT_OF_RANGE, read_stack
+from silos.dataset import OUT_OF_RANGE
 from silos.dicom.decode import read_image
 from silos.dicom.geometry import Floats, Misfit
 from silos.dicom.header import UnreadableFile
 from silos.dicom.upright import as_acquired
 from silos.inference.sources import Source, Sources, find
+from silos.reading import read_stack
 
 Infer = Callable[[nn.Module, Sequence[Case]], list[torch.Tensor]]
 

@@ -26,12 +26,12 @@ from silos import visit
 from silos.config import Site
 from silos.derived import derive
 from silos.dicom.scan import Scan, is_text, scan
-from silos.split.draw import Drawn, draw, sort_out
+from silos.split.draw import Dealt, draw, sort_out
 
-DRAWN: tuple[str, ...] = get_args(Drawn)
+DEALT: tuple[str, ...] = get_args(Dealt)
 _NUMBERS = frozenset({"DS", "FD", "FL", "IS", "SL", "SS", "SV", "UL", "US", "UV"})  # value representations, PS3.5 6.2
 
-__all__ = ["DRAWN", "Part", "picture", "split"]
+__all__ = ["DEALT", "Part", "picture", "split"]
 
 
 @dataclass(frozen=True)
@@ -94,15 +94,15 @@ def split(
     if out.resolve().is_relative_to(site.data.folder.resolve()):
         raise ConfigError(f"{out}: lies inside data.root", "keep what we write outside the images")
     keyword = {"year": "StudyDate"}.get(by, by)
-    if by not in DRAWN and not is_text(keyword):
+    if by not in DEALT and not is_text(keyword):
         raise ConfigError(
-            f"--by: {by!r} is no DICOM keyword of text or numbers", f"give one, or year, or one of {', '.join(DRAWN)}"
+            f"--by: {by!r} is no DICOM keyword of text or numbers", f"give one, or year, or one of {', '.join(DEALT)}"
         )
-    if by in DRAWN and into is None:
+    if by in DEALT and into is None:
         raise ConfigError("--into: is missing", "say how many hospitals")
     found = visit.scan_site(site, progress, plan)
     people = _people(found, visit.match_cohort(site, found, plan).cases)
-    if by in DRAWN:
+    if by in DEALT:
         homes = draw(people["label"], people["held_out"], into or 1, by, alpha=alpha, seed=seed)  # type: ignore[arg-type]
     else:
         values = _values(site, found, keyword, people.index)

@@ -19,14 +19,14 @@ import numpy.typing as npt
 
 from models.errors import ConfigError
 
-Drawn = Literal["iid", "labels", "sizes"]
+Dealt = Literal["iid", "labels", "sizes"]
 
 Homes = npt.NDArray[np.int64]
 """The hospital of each patient, from 0; `(patients,)`."""
 
 
 def draw(
-    labels: Sequence[int], held_out: Sequence[bool], into: int, by: Drawn, *, alpha: float = 0.5, seed: int = 0
+    labels: Sequence[int], held_out: Sequence[bool], into: int, by: Dealt, *, alpha: float = 0.5, seed: int = 0
 ) -> Homes:
     """Deal patients out by chance.
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from aggregator.agreement import read_agreement
 from aggregator.audit import Proof, check, prove, reconcile
 from aggregator.audit.proofs import load
 from aggregator.audit_cli import main
+from aggregator.folder import read_agreement
 from models.errors import ConfigError, IntramuralError, LedgerError, Malformed
 from models.exchange import wire
 from models.exchange.channel import Channel

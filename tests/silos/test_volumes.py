@@ -13,7 +13,7 @@ from models import tasks
 from models.errors import ConfigError
 from models.plan import Plan
 from models.tasks import Case
-from silos import cohort, dataset, visit
+from silos import cohort, dataset, reading, visit
 from silos.cohort import Cohort
 from silos.config import Site
 from silos.dataset import Dataset
@@ -78,7 +78,7 @@ def test_every_volume_has_its_mask_and_comes_out_of_the_cache_as_it_was_read(
     found = every(prepared(site, plan, cases, tmp_path))
     drawn = 0
     for row in cases.cases.itertuples(index=False):
-        case = tasks.task(plan.task).prepare(dataset.read_case(row, site.data, plan.task.classes, plan.task.unit))
+        case = tasks.task(plan.task).prepare(reading.read_case(row, site.data, plan.task.classes, plan.task.unit))
         kept = found[row.name]
         assert np.abs(np.asarray(kept.image) - case.image).max() <= np.ptp(case.image) / 131070 + 1e-6
         assert kept.spacing == pytest.approx(case.spacing)
@@ -93,7 +93,7 @@ def test_every_volume_has_its_mask_and_comes_out_of_the_cache_as_it_was_read(
 def test_slices_of_volumes_are_cases_of_two_dimensions_with_the_slices_last(site: Site, make_plan: MakePlan) -> None:
     plan = plan_of(make_plan, SEGMENTATION | {"dimensions": 2, "patch": [16, 16]})
     row = next(visit.load_cohort(site, plan).cases.itertuples(index=False))
-    case = dataset.read_case(row, site.data, plan.task.classes, plan.task.unit)
+    case = reading.read_case(row, site.data, plan.task.classes, plan.task.unit)
     assert case.image.shape == (32, 32, 8)
     assert case.spacing == pytest.approx((7.1875, 7.1875, 6.5))
 
@@ -105,7 +105,7 @@ def test_a_volume_takes_the_one_label_of_its_series(site: Site, make_plan: MakeP
     masks = visit.load_cohort(site, plan_of(make_plan, SEGMENTATION)).cases
     cases = every(prepared(site, plan, found, tmp_path))
     for row in masks.itertuples(index=False):
-        mask = dataset.read_case(row, site.data, ["lesion"], "volume").mask
+        mask = reading.read_case(row, site.data, ["lesion"], "volume").mask
         assert mask is not None
         assert cases[row.name].label == int(mask.any())
         assert cases[row.name].image.shape == (1, 16, 16, 8)

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from models.errors import Malformed
-from models.ledger.canonical import canonical, digest
+from models.ledger.canonical import canonical, digest, object_once
 
-DOMAIN = b"intramural vector v1\n"
+MODEL_DOMAIN = b"intramural vector v1\n"
 """What a model's digest begins with, so that it is the digest of nothing else."""
 
 _LARGEST_HEADER = 100 * 2**20  # bytes, as in the safetensors library
@@ -49,7 +49,7 @@ def file_digests(path: Path) -> tuple[str, str]:
             layout = digest(canonical(listing))
         except (ValueError, RecursionError) as error:
             raise Malformed(f"{path.name}: is no model of a study: {error}", "ask for the file again") from None
-        state = hashlib.sha256(DOMAIN + bytes.fromhex(layout))
+        state = hashlib.sha256(MODEL_DOMAIN + bytes.fromhex(layout))
         while piece := file.read(_PIECE):
             state.update(piece)
             expected -= len(piece)
@@ -91,14 +91,3 @@ def _array(value: Any, place: int) -> tuple[list[int], int]:
     if value["data_offsets"] != [place, end]:
         raise ValueError("its arrays are not in the order of their names")
     return shape, end
-
-
-def object_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object for `json.loads`; one in which a name stands twice could be read in two ways.
-
-    Raises:
-        ValueError: A name does.
-    """
-    if len(dict(pairs)) != len(pairs):
-        raise ValueError("a name stands there twice")
-    return dict(pairs)

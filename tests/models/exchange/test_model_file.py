@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.errors import Malformed
+from models.exchange.model_file import file_digests
 from models.exchange.spec import Spec, save_vector, vector_digest
-from models.exchange.weights import file_digests
 
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=6).filter(lambda n: n != "__metadata__")
 shapes = st.lists(st.integers(0, 4), max_size=3)
