@@ -233,7 +233,7 @@ def test_every_hospitals_metrics_are_proven_and_stand_in_the_card_with_bands_alo
 
 def test_a_model_that_travelled_with_control_variates_runs_without_a_hospitals_own(world: Path, tmp_path: Path) -> None:
     found = inference.agreement(world / "model")
-    plan = found.plan.model_copy(update={"strategy": Strategy(name="scaffold")})
+    plan = found.plan.model_copy(update={"strategy": Strategy(name="scaffold"), "weights": "equal"})
     flat = tasks.network(plan)
     assert flat.control is not None
     flat.control.fill_(3.0)
