@@ -15,7 +15,7 @@ from models.errors import DataError
 from models.exchange import wire
 from models.exchange.channel import Channel
 from models.ledger import Ledger
-from silos import app, cohort, dataset, gate, training, visit
+from silos import app, cohort, gate, reading, training, visit
 from silos.config import Site
 
 Search = Callable[[Iterable[str], Iterable[bytes]], set[str]]
@@ -137,7 +137,7 @@ STEPS: dict[str, Callable[[pytest.MonkeyPatch, Callable[..., Any]], None]] = {
     "permitting": lambda patch, fail: patch.setattr(gate, "permit", fail),
     "scanning": lambda patch, fail: patch.setattr(visit, "scan", fail),
     "matching": lambda patch, fail: patch.setattr(cohort, "match", fail),
-    "decoding": lambda patch, fail: patch.setattr(dataset, "read_image", fail),
+    "decoding": lambda patch, fail: patch.setattr(reading, "read_image", fail),
     "evaluating": lambda patch, fail: patch.setattr(training, "evaluate", fail),
     "training": lambda patch, fail: patch.setattr(training, "fit", fail),
     "releasing": lambda patch, fail: patch.setattr(gate, "release", fail),

@@ -145,7 +145,7 @@ def test_a_second_answer_is_the_first_one_whatever_has_changed_since(study: Path
 def insist(study: Path, hospitals: list[Path]) -> None:
     """Ask those again who have answered, as a coordinator could who wants to compare two answers."""
     with Study.open(study) as opened, LocalGrid(hospitals) as grid:
-        again = rounds._Run(opened, grid)
+        again = rounds._Run(opened, grid, 0)
         again.visit(dict.fromkeys(again.wait_for(3, 0), "survey"), 0, opened.position)
 
 

@@ -114,7 +114,9 @@ def test_a_refusal_and_a_rejected_update_are_exchanges_like_others(begun: Toy) -
 def test_a_hospital_that_refused_a_study_which_it_never_approved_is_honest_though_nobody_says_whose_the_orders_are(
     toy: Callable[..., Toy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aggregator.rounds.part", lambda *_: None)  # it takes no leave of a study that it did not enter
+    monkeypatch.setattr(
+        "aggregator.rounds.take_leave", lambda *_: None
+    )  # it takes no leave of a study that it did not enter
     world = toy(rounds=1)
     north, agreement = world.hospitals[SILO], world.study.agreement
     hub, refuse = Verifier.parse(agreement.coordinator_key), Refusal(code="study-not-approved")

@@ -356,7 +356,7 @@ def test_a_study_that_was_killed_when_it_was_over_takes_its_leave_when_it_is_run
 
     world = toy(rounds=1)
     with monkeypatch.context() as patch:
-        patch.setattr("aggregator.rounds.part", die)
+        patch.setattr("aggregator.rounds.take_leave", die)
         with pytest.raises(Killed):
             world.run()
     assert read_partings(world.study.ledger.folder) == []

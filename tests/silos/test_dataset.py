@@ -20,10 +20,10 @@ from models import tasks
 from models.errors import DataError
 from models.plan import Classification, Plan
 from models.tasks import Case
-from silos import cohort, dataset
+from silos import cohort, dataset, reading
 from silos.cohort import Cohort
 from silos.config import Site
-from silos.dataset import Dataset, Held
+from silos.dataset import Dataset, InMemory
 from silos.dicom.decode import read_image
 from silos.dicom.header import Reason, UnreadableFile
 from silos.dicom.scan import scan
@@ -98,7 +98,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(path.name)
         return read_image(path)
 
-    monkeypatch.setattr(dataset, "read_image", counting)
+    monkeypatch.setattr(reading, "read_image", counting)
     return names
 
 
@@ -288,7 +288,7 @@ def test_an_image_that_could_not_be_reached_once_is_there_the_next_time(
         return read_image(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(dataset, "read_image", failing)
+        patch.setattr(reading, "read_image", failing)
         assert hospital.prepare().cohort.left_out == {Reason.UNREADABLE.value: 1}
     found = hospital.prepare()
     assert found.cohort.left_out == {}
@@ -302,7 +302,7 @@ def test_what_another_decoder_refused_is_tried_again_with_the_decoder_that_is_in
         raise UnreadableFile(path, Reason.PIXELS)
 
     with monkeypatch.context() as patch:
-        patch.setattr(dataset, "read_image", refusing)
+        patch.setattr(reading, "read_image", refusing)
         assert hospital.prepare().cohort.left_out == {Reason.PIXELS.value: IMAGES}
     assert hospital.prepare().cohort.left_out == {Reason.PIXELS.value: IMAGES}
     version = importlib.metadata.version
@@ -317,7 +317,7 @@ def test_work_that_was_interrupted_goes_on_where_it_stopped_and_loses_and_double
     hospital: Hospital, monkeypatch: pytest.MonkeyPatch, decoded: list[str], after: int
 ) -> None:
     monkeypatch.setattr(dataset, "_BATCH", 5)
-    counting = dataset.read_image
+    counting = reading.read_image
 
     def dying(path: Path) -> np.ndarray:
         if len(decoded) == after:
@@ -325,7 +325,7 @@ def test_work_that_was_interrupted_goes_on_where_it_stopped_and_loses_and_double
         return counting(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(dataset, "read_image", dying)
+        patch.setattr(reading, "read_image", dying)
         with pytest.raises(KeyboardInterrupt):
             hospital.prepare()
     decoded.clear()
@@ -394,7 +394,7 @@ def test_two_processes_that_fill_one_cache_never_mix_up_its_rows(
                 go_on.wait(30)
         return read_image(path)
 
-    monkeypatch.setattr(dataset, "read_image", slow)
+    monkeypatch.setattr(reading, "read_image", slow)
     found: list[Dataset] = []
     errors: list[Exception] = []
 
@@ -459,8 +459,8 @@ def test_metrics_tell_of_the_held_out_patients_in_whom_something_is_drawn() -> N
     cases = pd.DataFrame({"held_out": [True] * 4 + [False], "patient": ["a", "a", "b", "c", "d"]})
     image = np.zeros((1, 2, 2), np.float32)
     drawn = [Case(image, mask=np.full((2, 2), value, np.uint8)) for value in (0, 1, 0, 1)]
-    nobody = Held((), np.empty(0, np.int64))
+    nobody = InMemory((), np.empty(0, np.int64))
     matched = Cohort(cases, {}, ("lesion",))
-    assert Dataset(matched, nobody, Held(tuple(drawn), np.full(4, -1))).judged == 2  # b has nothing
+    assert Dataset(matched, nobody, InMemory(tuple(drawn), np.full(4, -1))).judged == 2  # b has nothing
     labelled = tuple(Case(image, label=0) for _ in range(4))
-    assert Dataset(matched, nobody, Held(labelled, np.zeros(4, np.int64))).judged == 3
+    assert Dataset(matched, nobody, InMemory(labelled, np.zeros(4, np.int64))).judged == 3
