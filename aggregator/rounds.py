@@ -77,7 +77,8 @@ def run(
     """
     plan, position = study.plan, study.position
     if not position.closed:
-        _Run(study, grid, 0 if end else plan.min_silos).to_the_end(on_round, position.round if end else plan.rounds)
+        least, rounds = (0, position.round) if end else (plan.min_silos, plan.rounds)
+        _Run(study, grid, least).to_the_end(on_round, rounds)
         position = study.position
     else:
         log.warning("%s: the study is over; nothing was run", study.folder)
