@@ -4,7 +4,7 @@
 goes on with the round it was in, with the updates that had already been accepted. A silo that refuses,
 fails or stays silent is recorded and the others go on; with fewer than `min_silos` accepted updates the
 round is void and the old model stands. Where they are too few because hospitals have not approved the study,
-or most are away, the round is left open and the run ends with their names: more rounds would be void too.
+or are away, the round is left open and the run ends with their names: more rounds would be void too.
 """
 
 import functools
@@ -33,6 +33,7 @@ from models.ledger import Entry, Event, read_partings
 log = logging.getLogger("intramural.aggregator")
 
 _UNAPPROVED = {Rule.STUDY_NOT_APPROVED, Rule.STUDY_CHANGED, Rule.STUDY_REVOKED}
+_END = "or close it with the model that it has: run it with --end"
 _GATHER = 10.0  # seconds that a run's first round waits for hospitals that are still connecting
 
 
@@ -71,8 +72,8 @@ def run(
 
     Raises:
         ConfigError: Fewer silos than `min_silos`, one with another key than enrolled in a study that has not begun, a
-            study that the grid cannot carry out, or a round for which too few hospitals are left because others have
-            not approved the study or lack witnesses; that round can be run again.
+            study that the grid cannot carry out, or a round for which too few hospitals are left because others are
+            not connected, have not approved the study or lack witnesses; that round can be run again.
         LedgerError: The ledger cannot be written; nothing was sent after that.
     """
     plan, position = study.plan, study.position
@@ -131,7 +132,7 @@ class _Run:
         self.require_enough(len(grid.roster))  # before the first line is written
         self.channels: dict[int, Channel] = {}
         self.turned_away: set[int] = set()
-        self.enrol(strict=not study.ledger.of(Event.ORDER_OFFERED))
+        self.enrol(strict=not any(record.round for record in study.ledger.of(Event.ORDER_OFFERED)))  # 0 is a survey
         self.require_enough(len(self.channels))
 
     def require_enough(self, count: int) -> None:
@@ -171,6 +172,7 @@ class _Run:
             write_metrics(study.folder / "metrics.jsonl", history)
             if on_round:
                 on_round(history)
+        study.drop_updates(before=plan.rounds + 1)  # of a round that was left open too
         self.visit(dict.fromkeys(self.unreported(self.wait_for(0, 0)), "evaluate"), plan.rounds, position)
         closing = self.unheard(Event.CLOSING_RECEIVED, self.wait_for(0, 0))
         self.visit(dict.fromkeys(closing, "close"), plan.rounds, position)
@@ -191,7 +193,9 @@ class _Run:
         """One round: updates that are still missing are asked for, then all are combined."""
         study, ledger, round_, digest = self.study, self.study.ledger, position.round + 1, position.digest
         accepted = self.accepted(round_, digest)
+        study.drop_updates(before=round_)  # a run that was killed may not have come to it
         there = self.wait_for(self.plan.min_silos, self.plan.deadline, accepted)
+        self.require_there(round_, {*accepted, *map(self.name, there)})
         chosen = {self.name(node): node for node in self.strategy.choose(round_, self.grid) if node in there}
         names = self.drawn(round_, chosen, accepted)
         trains = [node for name, node in chosen.items() if name in names and name not in accepted]
@@ -216,7 +220,6 @@ class _Run:
             }
             ledger.append(Entry(Event.ROUND_VOID, body, study.digest, round_))
             log.warning("round %d is void: %d of %d required updates", round_, len(accepted), self.plan.min_silos)
-            study.drop_updates(round_)
             return
         base = functools.partial(study.load_model, position.model, digest)
         contributions = [item.contribution for item in accepted.values()]
@@ -239,7 +242,6 @@ class _Run:
             **asked,
         }
         ledger.append(Entry(Event.AGGREGATED, body, study.digest, round_))
-        study.drop_updates(round_)
         study.drop_states(before=round_)
 
     def drawn(self, round_: int, there: Collection[str], accepted: Collection[str]) -> list[str]:
@@ -258,6 +260,24 @@ class _Run:
         shown = {self.name(node): sizes[-1] for node in asked if (sizes := self.channels[node].sizes)}
         if witnesses.lacking(self.study, shown):
             self.visit(dict.fromkeys(there, "evaluate"), round_, position, again=False)
+
+    def require_there(self, round_: int, there: Collection[str]) -> None:
+        """See that a round has enough hospitals before anybody is asked: what they are asked counts for them.
+
+        Args:
+            round_: The round.
+            there: Names of the hospitals that are connected, or whose update is here.
+
+        Raises:
+            ConfigError: It has not; it is left open, so that it can be run when they are back.
+        """
+        least = self.plan.min_silos
+        if len(there) < least:
+            away = ", ".join(sorted({self.name(node) for node in self.channels} - set(there)))
+            raise ConfigError(
+                f"{self.study.folder}: round {round_} cannot have min_silos = {least} updates; not connected: {away}",
+                f"wait until they are, then run it again; {_END}",
+            )
 
     def require_willing(self, round_: int, there: Collection[str], before: int) -> None:
         """See that a round is not void for what time or people can mend: more rounds would be void as well.
@@ -290,7 +310,7 @@ class _Run:
             else f"approve it there: intramural-silo approve SITE.toml {study.folder / 'agreement.json'}, then run it "
             "again"
         )
-        hint += "; or close it with the model that it has: run it with --end"
+        hint += f"; {_END}"
         told = ", ".join(f"{name}: {code}" for name, code in sorted(said.items()))
         least = self.plan.min_silos
         raise ConfigError(

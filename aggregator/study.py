@@ -305,9 +305,7 @@ class Study:
 
     def drop_states(self, before: int) -> None:
         """Forget what the strategy remembered beside models older than `before`."""
-        for folder in (self.folder / "state").glob("[0-9]*"):
-            if int(folder.name) < before:
-                shutil.rmtree(folder, ignore_errors=True)
+        _drop(self.folder / "state", before)
 
     def update_path(self, round_: int, silo: str) -> Path:
         """Where a silo's update of a round lies until it is combined."""
@@ -341,11 +339,18 @@ class Study:
             return False
         return True
 
-    def drop_updates(self, round_: int) -> None:
-        """Forget the updates of a round, unless the plan keeps them."""
+    def drop_updates(self, before: int) -> None:
+        """Forget the updates of the rounds before this one, unless the plan keeps them."""
         self._known = {path: what for path, what in self._known.items() if path.parent.parent.name != "updates"}
         if not self.plan.keep_updates:
-            shutil.rmtree(self.folder / "updates" / f"{round_:03}", ignore_errors=True)
+            _drop(self.folder / "updates", before)
+
+
+def _drop(folder: Path, before: int) -> None:
+    """Remove what is there of rounds before this one."""
+    for of_round in folder.glob("[0-9]*"):
+        if int(of_round.name) < before:
+            shutil.rmtree(of_round, ignore_errors=True)
 
 
 def _stamp(path: Path) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from aggregator.audit.lines import is_receipt
 from aggregator.study import Study
+from models.errors import NotWitnessed
 from models.exchange.witness import Testimony, needed
 from models.ledger import Checkpoint, Event, Record, Verifier, add_cosignatures
 
@@ -26,9 +27,16 @@ def testimony(study: Study) -> Testimony:
 
 
 def members(study: Study) -> set[str]:
-    """Names of the hospitals that have followed an order; whoever only refused takes no part and vouches for nobody."""
-    followed = study.ledger.of(Event.UPDATE_RECEIVED, Event.REPORT_RECEIVED, Event.SURVEY_RECEIVED)
-    return {record.body["statement"]["src"] for record in followed}
+    """Names of the hospitals that have followed an order; whoever only refused takes no part and vouches for nobody.
+
+    One that lacks witnesses has followed one before, though its answer may have been lost with a coordinator that died.
+    """
+    answers = Event.UPDATE_RECEIVED, Event.REPORT_RECEIVED, Event.SURVEY_RECEIVED, Event.REFUSAL_RECEIVED
+    return {
+        record.body["statement"]["src"]
+        for record in study.ledger.of(*answers)
+        if record.event != Event.REFUSAL_RECEIVED or record.body["code"] == NotWitnessed.code
+    }
 
 
 def lacking(study: Study, shown: Mapping[str, int]) -> list[str]:

@@ -14,6 +14,7 @@ from aggregator import LocalGrid, Study, run
 from aggregator.audit import reconcile
 from aggregator.audit.replay import replay
 from aggregator.history import Round
+from aggregator.visits import Visit
 from models.errors import ConfigError, Malformed
 from models.exchange.documents import Order
 from models.exchange.spec import load_vector
@@ -83,6 +84,17 @@ def test_scaffolds_variate_is_the_mean_of_the_hospitals_own_whatever_gets_lost(
     assert np.abs(control).max() > 1e-3
     np.testing.assert_allclose(model[: model.size // 2], control, atol=1e-6)
     assert replay(tmp_path / "study").problems == []
+
+
+def test_replay_finds_an_order_that_names_another_round_than_the_one_that_counted(
+    write_plan: Callable[..., Path], hospitals: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Visit, "counted", lambda visit: dict.fromkeys(visit.kinds))
+    plan = write_plan(strategy='name = "scaffold"', weights="equal", more="keep_updates = true")
+    with Study.create(plan, tmp_path / "study") as study, LocalGrid(hospitals) as grid:
+        run(study, grid)
+    what = "names round None as the last that counted its update, not 1"
+    assert replay(tmp_path / "study").problems == [f"round 2: the order to {name} {what}" for name in NAMES]
 
 
 def test_a_slow_silo_is_late_where_the_study_drops_stragglers(play: Play) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from flwr.app import Message
 
-from aggregator import LocalGrid, Study, run
+from aggregator import LocalGrid, Study, rounds, run
 from aggregator.audit import reconcile, verify
 from aggregator.history import History, Round, read_history
 from models.errors import ConfigError
@@ -94,15 +94,15 @@ def test_a_coordinator_that_went_back_to_a_backup_is_refused_at_once_and_both_he
 
 
 class Deaf(LocalGrid):
-    """A grid whose coordinator dies when the hospitals have answered in round 2, and hears so many of them."""
+    """A grid whose coordinator dies when the hospitals have answered in a round, and hears so many of them."""
 
-    def __init__(self, sites: Iterable[Path], hears: int = 0) -> None:
+    def __init__(self, sites: Iterable[Path], hears: int = 0, round_: int = 2) -> None:
         super().__init__(list(sites))
-        self.hears = hears
+        self.hears, self.round = hears, round_
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
         for number, reply in enumerate(list(super().pull_messages(message_ids))):
-            if reply.metadata.group_id == "2" and number >= self.hears:
+            if reply.metadata.group_id == str(self.round) and number >= self.hears:
                 raise Left
             yield reply
 
@@ -123,6 +123,46 @@ def test_a_study_whose_answers_were_all_lost_goes_on_by_itself_to_the_same_model
     assert [len(lines(site, Event.REFUSAL_OFFERED)) for site in hospitals] == [1, 1, 1]
     for site in hospitals:
         assert reconcile(study / "ledger", site.parent / "work" / "ledger").ok
+
+
+@pytest.mark.parametrize(("min_silos", "hears"), [(1, 0), (2, 0), (3, 1)])
+def test_a_study_whose_first_answers_were_lost_goes_on_by_itself(
+    hospitals: list[Path], write_plan: Plan, tmp_path: Path, min_silos: int, hears: int
+) -> None:
+    plan, study = write_plan(rounds=2), tmp_path / "study"
+    plan.write_text(plan.read_text().replace("min_silos = 2", f"min_silos = {min_silos}"))
+    with Study.create(plan, study) as opened, Deaf(hospitals, hears, round_=1) as grid, pytest.raises(Left):
+        run(opened, grid)
+    assert [len(item.accepted) for item in play(study, hospitals)[1:]] == [3, 3]
+    for site in hospitals:
+        assert reconcile(study / "ledger", site.parent / "work" / "ledger").ok
+
+
+class Thin(LocalGrid):
+    """A grid to which only some hospitals are connected."""
+
+    there: tuple[str, ...] = ()
+
+    def get_node_ids(self) -> list[int]:
+        return [node for node, key in self.roster.items() if key.name in self.there]
+
+
+@pytest.mark.parametrize("there", [(), ("east",)])
+def test_a_round_for_which_too_few_are_connected_is_not_begun(
+    hospitals: list[Path], write_plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(rounds, "_GATHER", 0.01)
+    study = tmp_path / "study"
+    Study.create(write_plan(rounds=3, more="deadline = 0.01"), study).close()
+    play(study, hospitals, until=1)
+    size = len(read(study / "ledger").records)
+    with Study.open(study) as opened, Thin(hospitals) as grid:
+        grid.there = there
+        away = ", ".join(sorted({"east", "north", "south"} - {*there}))
+        with pytest.raises(ConfigError, match=f"round 2 cannot have min_silos = 2 updates; not connected: {away}"):
+            run(opened, grid)
+    assert len(read(study / "ledger").records) == size
+    assert [len(lines(site, Event.UPDATE_OFFERED)) for site in hospitals] == [1, 1, 1]
 
 
 @pytest.mark.parametrize("min_silos", [1, 3])  # one is enough; each needs all the others

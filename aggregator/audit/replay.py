@@ -6,9 +6,10 @@ The study must have been planned with `keep_updates = true`. Nothing is taken fr
 can be computed: the first model is the one that the hospitals approved, every input is an update that a
 hospital signed and whose arrays have the digest it signed, the updates are combined with the recorded weights
 by the code that combined them first, and the model's digest must be the recorded one. So must be what the
-strategy remembers from round to round, and the silos that it chose. A round must combine each update that it
-accepted, once, or name its hospital among those excluded. Every model that was offered to a hospital, or released,
-or with which a void round or the study ended, must be the newest of these at that line, or the first one.
+strategy remembers from round to round, the silos that it chose, and the round whose update of it an order of
+SCAFFOLD tells a hospital to have counted. A round must combine each update that it accepted, once, or name its
+hospital among those excluded. Every model that was offered to a hospital, or released, or with which a void round or
+the study ended, must be the newest of these at that line, or the first one.
 
 A sum (FedAvg, FedProx) comes out the same on any machine with IEEE 754 float32. The arithmetic of the other
 strategies is Flower's and NumPy's: give their replay the versions with which the study ran. torch is not used.
@@ -28,6 +29,7 @@ from models.errors import DataError, DigestMismatch, IntramuralError, LedgerErro
 from models.exchange.documents import Manifest, Order
 from models.exchange.spec import Spec, Vector, load_part, load_vector, tensor_digests, update_digest, vector_digest
 from models.ledger import Event, Opened, Record, Verifier, read
+from models.plan import Plan
 
 if TYPE_CHECKING:
     from aggregator.strategy import Audited, Combined
@@ -144,7 +146,7 @@ def replay(folder: Path | str) -> Replay:
             break
         made.append((record.seq, found))
     else:
-        checked = [*_orders(opened, records, made), *_standing(records, made)]
+        checked = [*_orders(opened, records, made, agreement.plan), *_standing(records, made)]
         result.problems.extend(problem for problem in checked if problem)
         return Replay(result.study, result.models, checked.count(""), result.problems)
     return result
@@ -237,10 +239,16 @@ def _newest(made: Sequence[tuple[int, str]], record: Record) -> str:
     return [model for seq, model in made if seq < record.seq][-1]
 
 
-def _orders(opened: Opened, records: Iterable[Record], made: Sequence[tuple[int, str]]) -> Iterator[str]:
-    """For each order, nothing; or how the model that it offers is not the newest one at that line."""
+def _orders(opened: Opened, records: Iterable[Record], made: Sequence[tuple[int, str]], plan: Plan) -> Iterator[str]:
+    """For each order, nothing; or how what it offers is not what the lines before it say.
+
+    Offered are the newest model, and in SCAFFOLD the round whose model took this hospital's update last.
+    """
     orders: dict[str, Order] = {}
+    counted: dict[str, int | None] = {}
     for record in records:
+        if record.event == Event.AGGREGATED and plan.strategy.name == "scaffold":
+            counted |= {item["silo"]: record.round for item in record.body["inputs"]}
         if record.event != Event.ORDER_OFFERED:
             continue
         statement = lines.statement(record)
@@ -256,5 +264,8 @@ def _orders(opened: Opened, records: Iterable[Record], made: Sequence[tuple[int,
             yield f"round {record.round}: the order to {statement.dst} is of another study or round"
         elif order.base != newest or statement.payload != (newest if order.visit in ("train", "evaluate") else None):
             yield f"round {record.round}: the order to {statement.dst} offers another model than the newest one"
+        elif order.counted != (last := counted.get(statement.dst) if order.visit == "train" else None):
+            what = f"round {order.counted} as the last that counted its update, not {last}"
+            yield f"round {record.round}: the order to {statement.dst} names {what}"
         else:
             yield ""

@@ -207,12 +207,12 @@ def _cut_half(path: Path, lines: Sequence[bytes]) -> None:
     """Cut from a file the beginning of one of these lines, as a full disk or a killed process leaves it at the end."""
     if not path.is_file():  # a pipe has no end to look at
         return
-    with path.open("r+b") as file:
+    with path.open("rb") as file:
         end = file.seek(0, os.SEEK_END)
         file.seek(max(end - max(map(len, lines)), 0))
         half = file.read().rpartition(b"\n")[2]
-        if half and any(line.startswith(half) for line in lines):  # of anything else nothing is cut
-            file.truncate(end - len(half))
+    if half and any(line.startswith(half) for line in lines):  # of anything else nothing is cut
+        os.truncate(path, end - len(half))  # a file that may only be appended to can be looked at, but not cut
 
 
 def _signed_head(folder: Path) -> bytes:

@@ -1,6 +1,7 @@
 """Store and forward: no line is lost, a log server that is down costs nothing, and what comes twice can be told."""
 
 import contextlib
+import errno
 import functools
 import re
 import shutil
@@ -214,6 +215,23 @@ def test_a_line_that_was_half_written_is_written_whole_the_next_time(
     text = out.read_bytes()
     assert text.endswith(b"\n" + whole)
     assert set(text.removesuffix(whole).splitlines()) <= {*before.splitlines(), *whole.splitlines()}
+
+
+def test_a_file_that_may_only_be_appended_to_takes_lines(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, sink = tmp_path / "out.ndjson", File(tmp_path / "out.ndjson", RENDERS["jsonl"])
+    sink.take(facts(read(ledger.folder))[:1])
+    opened = Path.open
+
+    def guarded(path: Path, mode: str = "r", *arguments: Any, **more: Any) -> Any:
+        if path == out and ("+" in mode or "w" in mode):
+            raise PermissionError(errno.EPERM, "Operation not permitted", str(path))  # as after `chattr +a`
+        return opened(path, mode, *arguments, **more)
+
+    monkeypatch.setattr(Path, "open", guarded)
+    sink.take(facts(read(ledger.folder))[1:])
+    assert out.read_bytes().splitlines() == [RENDERS["jsonl"](fact) for fact in facts(read(ledger.folder))]
 
 
 def test_a_file_whose_last_line_is_not_of_this_export_keeps_it(ledger: Ledger, tmp_path: Path) -> None:

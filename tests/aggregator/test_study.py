@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -475,6 +476,20 @@ def test_updates_are_kept_after_their_round_only_if_the_plan_says_so(toy: Make, 
         assert update.tobytes() == world.hospitals[silo].delta(1).tobytes()
 
 
+def test_updates_of_a_round_that_was_combined_before_a_kill_are_not_kept_either(
+    toy: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = toy(rounds=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(Study, "drop_states", Mock(side_effect=KeyboardInterrupt))  # the next thing after the line
+        with pytest.raises(KeyboardInterrupt):
+            world.run()
+    assert world.study.position.round == 1
+    assert list((world.study.folder / "updates").rglob("*.safetensors"))
+    world.run()
+    assert not list((world.study.folder / "updates").rglob("*.safetensors"))
+
+
 def test_a_model_that_was_changed_on_disk_is_not_trained_on(begun: Toy) -> None:
     path = begun.study.model_path(1)
     spec, vector = load_vector(path)
@@ -591,8 +606,10 @@ def test_a_study_that_too_few_approve_any_more_is_closed_with_the_model_that_it_
     with pytest.raises(ConfigError) as caught:
         begun.run()
     assert "close it with the model that it has: run it with --end" in caught.value.hint
-    model = begun.study.position.digest
+    model, updates = begun.study.position.digest, begun.study.folder / "updates"
+    assert list(updates.rglob("*.safetensors"))  # of the round that was left open
     outcome = begun.run(end=True)
+    assert not list(updates.rglob("*.safetensors"))
     assert (outcome.digest, outcome.history.closed, len(outcome.history.rounds)) == (model, True, 2)
     assert verify(begun.study.folder / "ledger").ok
     assert all(reconcile(begun.study.folder / "ledger", begun.folder / name).ok for name in NAMES)

@@ -7,12 +7,12 @@ import pytest
 
 from aggregator.exports.fact import facts
 from aggregator.report import as_html, report
-from aggregator.rounds import survey
+from aggregator.rounds import run, survey
 from aggregator.surveys import read_surveys, rows
 from models.errors import ConfigError
 from models.exchange.documents import Survey
 from models.exchange.statement import Kind
-from models.ledger import Event, read
+from models.ledger import Event, Signer, read
 
 Toy = Any  # of conftest.py
 
@@ -81,6 +81,18 @@ def test_answers_stand_side_by_side(toy: Callable[..., Toy]) -> None:
         ("patients", "", "20-49", "20-49", "20-49", ""),
         ("patients by classes", "none", "", "20-49", "", ""),
     ]
+
+
+def test_a_study_that_was_only_surveyed_does_not_begin_with_a_hospital_under_another_key(
+    toy: Callable[..., Toy],
+) -> None:
+    made = toy()
+    ask(made)
+    grid = type(made).run.__globals__["Hospitals"](made.hospitals.values())
+    west = next(node for node, key in grid.roster.items() if key.name == "west")
+    grid.roster[west] = Signer.from_seed("west", b"i" * 32).verifier
+    with pytest.raises(ConfigError, match="west: has another key"):
+        run(made.study, grid)
 
 
 def test_a_study_that_is_over_surveys_nobody(toy: Callable[..., Toy]) -> None:
