@@ -14,8 +14,14 @@ data; 0 is the seed of the authors' generator.
 
 Nothing is simulated beside the toolkit: a device is a hospital with key, policy, gate and ledger, which a simulation's
 faults make slow; the task is one that this script registers, the data come from arrays. Every round's model is measured
-on the held-out tenth of all devices together. A finished run is kept in the work folder, and is not done again.
-Results: scripts/results/fedprox.md and .csv.
+on the held-out tenth of all devices together. From the curve a run's accuracy is read in three ways, all in the table:
+
+    last      of the last model: one round of a curve that may swing by tens of points
+    late      mean over the second half of the rounds: of a model taken in any of them
+    stopped   where the paper reads it (section 5.2, footnote): in the round in which the training loss f has converged,
+              |f_t - f_(t-1)| < 0.0001, or begun to diverge, f_t - f_(t-10) > 1, or else in the last
+
+A finished run is kept in the work folder, and is not done again. Results: scripts/results/fedprox.md and .csv.
 """
 
 import argparse
@@ -28,7 +34,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +55,10 @@ DEVICES, FEATURES, CLASSES = 30, 60, 10
 PER_ROUND, EPOCHS = 10, 20
 _ROWS = np.arange(10)
 RESULTS = Path(__file__).parent / "results"
+
+CONVERGED, DIVERGED, _BACK = 1e-4, 1.0, 10
+"""Less change of the training loss from one round to the next, and more growth of it in ten rounds, end a training."""
+
 CLAIMED = {
     0: "FedProx with mu > 0 is steadier where data differ, and no better where they do not (fig. 2)",
     50: "keeping partial work helps, a pull (mu > 0) more (fig. 1)",
@@ -204,7 +214,10 @@ class Run:
         method: Of `METHODS`.
         seed: Of data, first model, draws and batches.
         rounds: Of the study.
-        accuracy: Of the last model, on the held-out vectors of all devices.
+        last: Accuracy of the last model, on the held-out vectors of all devices.
+        late: Mean of that of the models of the second half of the rounds.
+        stopped: That of the model of round `stop`.
+        stop: The round in which the training had converged or begun to diverge, or the last; see `stop`.
         deviation: Standard deviation of the change of accuracy from one round to the next, in the second half.
         loss: Of the last model on the training vectors of all devices, nats.
     """
@@ -214,9 +227,47 @@ class Run:
     method: str
     seed: int
     rounds: int
-    accuracy: float
+    last: float
+    late: float
+    stopped: float
+    stop: int
     deviation: float
     loss: float
+
+    @classmethod
+    def of(cls, curve: Sequence[Sequence[float]], **what: Any) -> Self:
+        """What came of a run.
+
+        Args:
+            curve: Accuracy and training loss of the model after each round, the first one before any.
+            what: The study: its data set, stragglers, method and seed.
+        """
+        accuracies, losses = [accuracy for accuracy, _ in curve], [loss for _, loss in curve]
+        late, then = accuracies[(len(curve) - 1) // 2 :], stop(losses)
+        return cls(
+            **what,
+            rounds=len(curve) - 1,
+            last=round(accuracies[-1], 5),
+            late=round(statistics.fmean(late[1:]), 5),
+            stopped=round(accuracies[then], 5),
+            stop=then,
+            deviation=round(statistics.pstdev(np.diff(late).tolist()), 6),
+            loss=round(losses[-1], 5),
+        )
+
+
+def stop(losses: Sequence[float]) -> int:
+    """The first round in which a training has converged or begun to diverge, as the paper has it; else the last.
+
+    Args:
+        losses: Of the model after each round, the first one before any, nats.
+    """
+    for number in range(1, len(losses)):
+        if abs(losses[number] - losses[number - 1]) < CONVERGED:
+            return number
+        if number >= _BACK and losses[number] - losses[number - _BACK] > DIVERGED:
+            return number
+    return len(losses) - 1
 
 
 def synthetic(dataset: str, seed: int) -> list[Arrays]:
@@ -265,15 +316,15 @@ def stragglers(percent: int, seed: int, rounds: int) -> list[Slow]:
 
 def reproduce(dataset: str, percent: int, method: str, seed: int, rounds: int, work: Path, report: Any = None) -> Run:
     """One study, or what was kept of it."""
+    what = {"dataset": dataset, "stragglers": percent, "method": method, "seed": seed}
     name = f"{dataset}-{percent}-{method}-{seed}-{rounds}".replace(" ", "-").replace("=", "").replace(".", "")
     kept = work / f"{name}.json"
     if kept.exists():
-        content = json.loads(kept.read_text())
-        return Run(**{key: content[key] for key in Run.__dataclass_fields__})
+        return load(kept)
     folder = work / name
     shutil.rmtree(folder, ignore_errors=True)  # half a run: its devices' ledgers would have to be taken up too
     sites, devices = write_devices(folder, name, synthetic(dataset, seed))
-    what, mu = METHODS[method]
+    late, mu = METHODS[method]
     plan = folder / "study.toml"
     plan.write_text(
         PLAN.format(
@@ -281,7 +332,7 @@ def reproduce(dataset: str, percent: int, method: str, seed: int, rounds: int, w
             seed=seed,
             rounds=rounds,
             per_round=PER_ROUND,
-            stragglers=what,
+            stragglers=late,
             classes=json.dumps([f"class-{number}" for number in range(CLASSES)]),
             epochs=EPOCHS,
             strategy="fedavg" if method == "fedavg" else "fedprox",
@@ -297,22 +348,18 @@ def reproduce(dataset: str, percent: int, method: str, seed: int, rounds: int, w
         for item in outcome.history.rounds:
             last = last if item.void else item.number
             curve.append(measured(study, last, devices))
-    accuracies = [accuracy for accuracy, _ in curve]
-    found = Run(
-        dataset=dataset,
-        stragglers=percent,
-        method=method,
-        seed=seed,
-        rounds=rounds,
-        accuracy=round(accuracies[-1], 5),
-        deviation=round(statistics.pstdev(np.diff(accuracies[rounds // 2 :]).tolist()), 6),
-        loss=round(curve[-1][1], 5),
+    kept.with_suffix(".part").write_text(
+        json.dumps({**what, "curve": curve, "cpu_seconds": time.process_time() - began})
     )
-    more = {"curve": curve, "cpu_seconds": time.process_time() - began}
-    kept.with_suffix(".part").write_text(json.dumps(asdict(found) | more))
     kept.with_suffix(".part").rename(kept)
     shutil.rmtree(folder)
-    return found
+    return load(kept)
+
+
+def load(kept: Path) -> Run:
+    """A finished run."""
+    content = json.loads(kept.read_text())
+    return Run.of(content["curve"], **{key: content[key] for key in ("dataset", "stragglers", "method", "seed")})
 
 
 def write_devices(folder: Path, study: str, devices: list[Arrays]) -> tuple[list[Path], list[Arrays]]:
@@ -346,44 +393,66 @@ def measured(study: Study, number: int, devices: list[Arrays]) -> tuple[float, f
     return float(right[held_out].mean()), float(cross_entropy(trained, torch.from_numpy(labels[~held_out])))
 
 
+READINGS = ("last", "late", "stopped")
+"""The ways to read a run's accuracy; see the top of this file."""
+
+
 def table(runs: Sequence[Run]) -> Iterator[str]:
-    """The runs as Markdown."""
-    yield "| data | stragglers | method | seeds | test accuracy | gain over FedAvg | deviation from round to round |"
-    yield "|---|---|---|---|---|---|---|"
+    """The runs as Markdown; behind each accuracy the points gained over FedAvg with the same seeds."""
+    yield f"| data | stragglers | method | seeds | {' | '.join(READINGS)} | deviation from round to round |"
+    yield "|---|---|---|---|---|---|---|---|"
     for dataset in DATASETS:
         for percent in CLAIMED:
-            of = [item for item in runs if (item.dataset, item.stragglers) == (dataset, percent)]
-            base = {item.seed: item for item in of if item.method == "fedavg"}
             for method in METHODS:
-                found = sorted((item for item in of if item.method == method), key=lambda item: item.seed)
-                if not found:
+                pairs = list(paired(runs, dataset, percent, method))
+                if not pairs:
                     continue
-                both = [(item, base[item.seed]) for item in found if item.seed in base and method != "fedavg"]
-                gains = [100 * (item.accuracy - other.accuracy) for item, other in both]
-                gain = f"{statistics.fmean(gains):+.1f} points" if gains else ""
-                deviation = statistics.fmean(item.deviation for item in found)
-                less = statistics.fmean(other.deviation for _, other in both) / deviation if both else 0
-                spread = f" ± {statistics.stdev(item.accuracy for item in found):.3f}" if len(found) > 1 else ""
-                told = f"{deviation:.4f}" + (f" ({less:.1f} times less)" if less else "")
-                seeds = " ".join(str(item.seed) for item in found)
-                mean = f"{statistics.fmean(item.accuracy for item in found):.3f}{spread}"
-                yield f"| {dataset} | {percent} % | {method} | {seeds} | {mean} | {gain} | {told} |"
+                seeds = " ".join(str(item.seed) for item, _ in pairs)
+                read = " | ".join(told(pairs, reading) for reading in READINGS)
+                deviation = f"{statistics.fmean(item.deviation for item, _ in pairs):.4f}"
+                if method != "fedavg" and (less := steadier(pairs)):
+                    deviation += f" ({less:.1f} times less)"
+                yield f"| {dataset} | {percent} % | {method} | {seeds} | {read} | {deviation} |"
+
+
+def paired(runs: Sequence[Run], dataset: str, percent: int, method: str) -> Iterator[tuple[Run, Run | None]]:
+    """The runs of a method, by seed, each with FedAvg's of the same seed if there is one."""
+    of = {(item.method, item.seed): item for item in runs if (item.dataset, item.stragglers) == (dataset, percent)}
+    for (name, seed), item in sorted(of.items()):
+        if name == method:
+            yield item, of.get(("fedavg", seed))
+
+
+def told(pairs: Sequence[tuple[Run, Run | None]], reading: str) -> str:
+    """Mean accuracy, its standard deviation over the seeds, and the mean gain."""
+    values = [getattr(item, reading) for item, _ in pairs]
+    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    points = gain(pairs, reading) if pairs[0][0].method != "fedavg" else None
+    return f"{statistics.fmean(values):.3f}{spread}" + (f" ({points:+.1f})" if points is not None else "")
+
+
+def gain(pairs: Sequence[tuple[Run, Run | None]], reading: str) -> float | None:
+    """Mean gain over FedAvg in percentage points, of the seeds that were run with both."""
+    gains = [getattr(item, reading) - getattr(other, reading) for item, other in pairs if other]
+    return 100 * statistics.fmean(gains) if gains else None
+
+
+def steadier(pairs: Sequence[tuple[Run, Run | None]]) -> float | None:
+    """How many times less the accuracy deviates than FedAvg's, of the seeds that were run with both."""
+    both = [(item.deviation, other.deviation) for item, other in pairs if other]
+    return sum(other for _, other in both) / sum(own for own, _ in both) if both else None
 
 
 def verdict(runs: Sequence[Run]) -> str:
-    """Whether the reproduction came to what was expected of it."""
-    by = {(item.method, item.seed): item for item in runs if (item.dataset, item.stragglers) == ("synthetic-1-1", 90)}
-    pairs = [
-        (by["fedavg", seed], item)
-        for (method, seed), item in by.items()
-        if method == "fedprox mu=1" and ("fedavg", seed) in by
-    ]
+    """Whether the reproduction came to what was expected of it, however it is read."""
+    pairs = [pair for pair in paired(runs, "synthetic-1-1", 90, "fedprox mu=1") if pair[1]]
     bar = "Expected of synthetic-1-1 with 90 %, mu=1: 10 points and 5 times, as means of five seeds"
     if len(pairs) < 5:
         return f"{bar}. Too few seeds were run to say: {len(pairs)}."
-    gain = 100 * statistics.fmean(prox.accuracy - avg.accuracy for avg, prox in pairs)
-    less = statistics.fmean(avg.deviation for avg, _ in pairs) / statistics.fmean(prox.deviation for _, prox in pairs)
-    return f"{bar}; found: {gain:.1f} points, {less:.1f} times: {'met' if gain >= 10 and less >= 5 else 'missed'}."
+    points = {reading: gain(pairs, reading) or 0 for reading in READINGS}
+    less = steadier(pairs) or 0
+    read = ", ".join(f"{name} {value:+.1f} ({'met' if value >= 10 else 'missed'})" for name, value in points.items())
+    return f"{bar}; found: {read}; {less:.1f} times ({'met' if less >= 5 else 'missed'})."
 
 
 def write(folder: Path, runs: Sequence[Run]) -> str:
@@ -397,11 +466,12 @@ def write(folder: Path, runs: Sequence[Run]) -> str:
     claims = "\n".join(f"- {percent} % stragglers: {claim}." for percent, claim in CLAIMED.items())
     text = (
         "# FedProx, reproduced\n\nWritten by `python scripts/reproduce_fedprox.py`, which says what is measured; "
-        f"{len(runs)} runs of {rounds} rounds. Accuracy: of the last model, on the held-out vectors of all devices, "
-        "mean and standard deviation over the seeds, each with data of its own. Deviation: standard deviation of the "
-        "change of accuracy from one round to the next, in the second half of the rounds, mean over the seeds. Not in "
-        f"the table is what was not run.\n\n{chr(10).join(table(runs))}\n\n{verdict(runs)}\n\n"
-        f"What the paper claims:\n\n{claims}\n"
+        f"{len(runs)} runs of {rounds} rounds. Accuracy on the held-out vectors of all devices: of the last model, "
+        "mean of those of the second half (late), and of the one with which the paper would have stopped; mean and "
+        "standard deviation over the seeds, each with data of its own; in brackets the percentage points above FedAvg. "
+        "Deviation: standard deviation of the change of accuracy from one round to the next, in the second half of the "
+        "rounds, mean over the seeds. Not in the table is what was not run.\n\n"
+        f"{chr(10).join(table(runs))}\n\n{verdict(runs)}\n\nWhat the paper claims:\n\n{claims}\n"
     )
     (folder / "fedprox.md").write_text(text)
     return text
@@ -433,8 +503,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                         if options.only_table or (percent == 0 and method == "fedprox mu=0"):  # that is FedAvg
                             continue
                         reproduce(dataset, percent, method, seed, options.rounds, options.work, report)
-    kept = [json.loads(path.read_text()) for path in sorted(options.work.glob("*.json"))]
-    runs = [Run(**{key: item[key] for key in Run.__dataclass_fields__}) for item in kept]
+    runs = [load(path) for path in sorted(options.work.glob("*.json"))]
     wanted = [item for item in runs if item.rounds == options.rounds and item.seed < options.seeds]
     print(write(options.results, wanted), end="")
     return OK

@@ -71,6 +71,38 @@ def test_the_gradient_by_hand_is_that_of_autograd(script: ModuleType) -> None:
     assert expected.abs().max() > 0.01
 
 
+def test_accuracy_is_read_of_the_last_model_late_ones_and_where_the_paper_stops(script: ModuleType) -> None:
+    falling = [2.0 / (1 + number) for number in range(21)]
+    assert script.stop(falling) == 20  # neither
+    assert script.stop([*falling[:7], falling[6] + 0.00005, *falling[8:]]) == 7  # as good as no change
+    assert script.stop([*falling[:15], 1.4, *falling[16:]]) == 15  # 1 more than in round 5, where it was 0.33
+    assert script.stop([*falling[:9], 9.0, *falling[10:]]) == 20  # before round 10 nothing diverges
+    curve = [(number / 10, 3.0 - number) for number in range(9)]
+    found = script.Run.of([*curve, (0.5, -5.0), (0.7, -9.0)], dataset="d", stragglers=90, method="fedavg", seed=1)
+    assert (found.rounds, found.last, found.late, found.stopped, found.stop) == (10, 0.7, 0.66, 0.5, 9)
+
+
+def test_a_gain_is_of_the_seeds_that_both_have(script: ModuleType) -> None:
+    def run(method: str, seed: int, accuracy: float) -> Any:
+        swing = 0.3 if method == "fedavg" else 0.05
+        curve = [(0.1, 9.0), (0.1, 8.0), (accuracy, 7.0), (accuracy - swing, 6.0), (accuracy, 5.0)]
+        return script.Run.of(curve, dataset="synthetic-1-1", stragglers=90, method=method, seed=seed)
+
+    runs = [run("fedavg", 0, 0.5), run("fedprox mu=1", 0, 0.6), run("fedprox mu=1", 1, 0.9)]
+    row = next(line for line in script.table(runs) if "mu=1" in line)
+    assert (
+        "| 0 1 | 0.750 ± 0.212 (+10.0) | 0.725 ± 0.212 (+22.5) | 0.750 ± 0.212 (+10.0) | 0.0500 (6.0 times less) |"
+        in row
+    )
+    assert "Too few seeds" in script.verdict(runs)
+    runs = [
+        run(method, seed, accuracy)
+        for seed in range(5)
+        for method, accuracy in (("fedavg", 0.5), ("fedprox mu=1", 0.61))
+    ]
+    assert script.verdict(runs).endswith("last +11.0 (met), late +23.5 (met), stopped +11.0 (met); 6.0 times (met).")
+
+
 def test_a_small_study_runs_once_and_is_kept(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,7 +118,7 @@ def test_a_small_study_runs_once_and_is_kept(
     found: dict[str, Any] = {
         method: script.reproduce("synthetic-1-1", 50, method, 1, 4, tmp_path) for method in script.METHODS
     }
-    assert len({item.accuracy for item in found.values()} | {item.loss for item in found.values()}) > 3
+    assert len({item.last for item in found.values()} | {item.loss for item in found.values()}) > 3
     monkeypatch.setattr(script, "write_devices", None)  # nothing is done again
     assert script.reproduce("synthetic-1-1", 50, "fedavg", 1, 4, tmp_path) == found["fedavg"]
     text = script.write(tmp_path / "results", list(found.values()))
