@@ -260,8 +260,10 @@ def release(
 
     require_patients(policy, update.patients)
     _require_seen(policy, update)
-    behind, least = update.evaluated_patients, policy.least_evaluated
-    if plan.strategy.weighs_by_loss and "loss" not in tellable(policy, plan.metrics, behind, update.rarest):
+    if plan.strategy.weighs_by_loss and "loss" not in metrics:
+        behind, least = update.evaluated_patients, policy.least_evaluated
+        if behind >= least:
+            raise _no_loss(plan, "loss: is no number that can be told", "ask the coordinator for a lower learning rate")
         what = f"policy.min_evaluated: {behind} patients are held out, at least {least} are required to tell `loss`"
         raise _no_loss(plan, what, "wait for more patients")
     vector = privacy.clip(update.delta, policy.clip)

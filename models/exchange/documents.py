@@ -104,6 +104,12 @@ class Order(Document):
     witnesses: Digest | None = None  # of the roster of hospitals whose cosignatures come with it
     counted: Annotated[int | None, Field(ge=1, exclude_if=lambda value: value is None)] = None
 
+    @model_validator(mode="after")
+    def _counted_before(self) -> Self:
+        if self.counted is not None and self.counted >= self.round:
+            raise ValueError("counted: must be a round before this one")
+        return self
+
     @classmethod
     def decode(cls, content: bytes) -> Self:
         """Read an order.

@@ -15,8 +15,9 @@ from silos.config import Data
 from silos.dicom.annotation import Annotation
 from silos.dicom.annotation.mask import classes_of
 from silos.dicom.annotation.reference import match
+from silos.dicom.geometry import Misfit
 from silos.dicom.scan import ANNOTATIONS, Scan
-from silos.dicom.series import Stack, find_stacks
+from silos.dicom.series import Stack, find_stacks, of_several_patients
 
 NO_ANNOTATION = "nothing drawn on it"
 NOT_OF_STUDY = "nothing of the study drawn on it"
@@ -41,8 +42,10 @@ def match_volumes(found: Scan, data: Data, classes: Sequence[str], *, unit: Unit
         ConfigError: The site says nothing of labels, or of annotations; or there is something wrong with them.
         DataError: No label fits any image.
     """
-    stacks = find_stacks(found.instances, data.folder, single=unit == "either")
-    counts = Counter(found.left_out) + Counter(stacks.left_out)
+    several = of_several_patients(found.instances)
+    stacks = find_stacks(found.instances[~several], data.folder, single=unit == "either")
+    counts = Counter({Misfit.SEVERAL_PATIENTS.value: int(several.sum())})
+    counts += Counter(found.left_out) + Counter(stacks.left_out)
     by = _by_annotation if drawn else _by_label
     rows, more = by(found, stacks.stacks, data, classes)
     instances = found.instances.set_index("path")

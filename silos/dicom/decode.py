@@ -322,8 +322,8 @@ def _padding(stored: NDArray[Any], header: Header) -> NDArray[np.bool_] | None:
     # Signed and unsigned are often confused here, so that the bits are what counts.
     bits = np.array([each % 2 ** (8 * stored.itemsize) for each in ends], f"u{stored.itemsize}")
     low, high = np.sort(bits.view(f"{stored.dtype.kind}{stored.itemsize}"))[[0, -1]]
-    between: NDArray[np.bool_] = (stored >= low) & (stored <= high)
-    return between
+    padding: NDArray[np.bool_] = stored == low if low == high else (stored >= low) & (stored <= high)
+    return padding
 
 
 def _rescale(stored: NDArray[Any], header: Header) -> NDArray[np.floating]:
@@ -336,6 +336,7 @@ def _rescale(stored: NDArray[Any], header: Header) -> NDArray[np.floating]:
     exact = slope == 1 and intercept.is_integer() and abs(intercept) < 2**20 and stored.itemsize <= 2
     values: NDArray[np.floating] = stored.astype(np.float32 if exact else np.float64)
     with np.errstate(all="ignore"):
-        values *= slope
+        if not exact:
+            values *= slope
         values += intercept
     return values

@@ -34,7 +34,7 @@ class Misfit(StrEnum):
     """Why slices are no volume, in the words of the report."""
 
     NO_SERIES = "no series"
-    SEVERAL_PATIENTS = "study of several patients"
+    SEVERAL_PATIENTS = "several PatientIDs in a study"
     LOCALIZER = "localizer"
     PET_UNITS = "PET in other units"
     CONCATENATION = "one image in several files"

@@ -75,7 +75,7 @@ class Reason(StrEnum):
     MODALITY = "wrong modality"
     BURNED_IN = "burned-in annotation"
     COLOUR = "colour"
-    SEVERAL_FRAMES = "several frames"
+    SEVERAL_FRAMES = "several frames, for volumes only"
     PIXELS = "pixels unreadable"
     DUPLICATE = "duplicate"
 

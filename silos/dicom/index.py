@@ -20,7 +20,7 @@ import pandas as pd
 
 from models.errors import DataError
 
-VERSION = 3  # raise it when a file would be read differently than before
+VERSION = 4  # raise it when a file would be read differently than before
 FIXED = ("path", "size", "mtime_ns", "reason")
 
 log = logging.getLogger("intramural")

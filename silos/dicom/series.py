@@ -179,9 +179,8 @@ def find_stacks(instances: pd.DataFrame, root: Path, *, single: bool = False) ->
         `Reason` where a file could not be read).
     """
     stacks: list[Stack] = []
-    several = of_several_patients(instances)
-    left_out = +Counter({Misfit.SEVERAL_PATIENTS.value: int(several.sum())})
-    for uid, rows in instances[~several].groupby("SeriesInstanceUID", sort=False):
+    left_out: Counter[str] = Counter()
+    for uid, rows in instances.groupby("SeriesInstanceUID", sort=False):
         found = _in_series(str(uid), rows, root, single)
         stacks += found.stacks
         left_out.update(found.left_out)
@@ -189,10 +188,10 @@ def find_stacks(instances: pd.DataFrame, root: Path, *, single: bool = False) ->
 
 
 def of_several_patients(instances: pd.DataFrame) -> "pd.Series[bool]":
-    """Which images are of a study, or a series, of which files give more than one PatientID.
+    """Which images have a PatientID that stands beside another one in a study or a series.
 
-    A study is of exactly one patient (PS3.3 A.1.2.2), so that these are one person's, under the PatientIDs of before
-    and after a correction, or somebody's by mistake.
+    A study is of exactly one patient (PS3.3 A.1.2.2), so that the two are one person's, before and after a correction,
+    or somebody's by mistake. Elsewhere each of them may stand alone, and nobody knows on whose images.
 
     Args:
         instances: The usable images of a scan, attributes as text.
@@ -204,7 +203,7 @@ def of_several_patients(instances: pd.DataFrame) -> "pd.Series[bool]":
     known, several = patients.where(patients != ""), pd.Series(False, instances.index)
     for uids in (instances["StudyInstanceUID"], instances["SeriesInstanceUID"]):
         several |= known.groupby(uids.where(uids != "")).transform("nunique") > 1
-    return several
+    return several | known.isin(known[several].dropna())
 
 
 def read_volume(stack: Stack, root: Path) -> Volume:
@@ -240,6 +239,8 @@ def read_volume(stack: Stack, root: Path) -> Volume:
 def _in_series(uid: str, rows: pd.DataFrame, root: Path, single: bool) -> Found:
     if not uid:
         return Found((), {Misfit.NO_SERIES.value: len(rows)})
+    if of_several_patients(rows).any():
+        return Found((), {Misfit.SEVERAL_PATIENTS.value: len(rows)})
     texts = [{str(key): value for key, value in row.items()} for row in rows.to_dict("records")]
     modality = texts[0]["Modality"]
     if modality == "PT" and {row["Units"] for row in texts} != {_PET_UNITS}:

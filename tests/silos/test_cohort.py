@@ -317,12 +317,12 @@ def test_an_image_without_a_patient_is_left_out(data: MakeData) -> None:
 @pytest.mark.parametrize("keyword", ["StudyInstanceUID", "SeriesInstanceUID"])
 def test_images_of_one_study_under_two_patient_ids_are_left_out(data: MakeData, keyword: str) -> None:
     """Exported before and after a correction: one person, who would be counted twice and stand on both sides."""
-    images = by_accession("A1", "A2", "A3", "A4", "A5", "A6", "A7")
-    images["PatientID"] = ["P", "Q", "R", " R ", "", "S", "T"]
-    images[keyword] = ["1", "1", "2", "2", "2", "", ""]
-    found = match(images, data("acc,finding\n" + "".join(f"A{n},yes\n" for n in range(1, 8))))
+    images = by_accession("A1", "A2", "A3", "A4", "A5", "A6", "A7", "A8")
+    images["PatientID"] = ["P", "Q", "R", " R ", "", "S", "T", "Q "]
+    images[keyword] = ["1", "1", "2", "2", "2", "", "", "3"]
+    found = match(images, data("acc,finding\n" + "".join(f"A{n},yes\n" for n in range(1, 9))))
     assert list(targets(found)) == ["000002", "000003", "000005", "000006"]
-    assert found.left_out == {Misfit.SEVERAL_PATIENTS: 2, cohort.NO_PATIENT: 1}
+    assert found.left_out == {Misfit.SEVERAL_PATIENTS: 3, cohort.NO_PATIENT: 1}
 
 
 def test_an_image_without_the_attribute_takes_no_label_from_a_row_without_a_key(data: MakeData) -> None:

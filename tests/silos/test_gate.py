@@ -22,7 +22,7 @@ from models.errors import (
     Rule,
     Unusable,
 )
-from models.exchange.documents import Agreement, Filter, Manifest, Refusal
+from models.exchange.documents import MAX_METRIC, Agreement, Filter, Manifest, Refusal
 from models.exchange.encoding import BOUND, Encoding, EncodingName
 from models.exchange.spec import Spec, tensor_digests, update_digest
 from models.exchange.survey import BANDS, band
@@ -401,6 +401,8 @@ def test_an_update_that_cannot_be_used_for_want_of_a_loss_stays(agree: Agree) ->
     with pytest.raises(PolicyError, match=told) as caught:
         release(few, agree(strategy=QFEDAVG))
     assert gate.refusal(caught.value).code == Rule.METRIC.value
+    with pytest.raises(PolicyError, match="loss: is no number that can be told, by which qfedavg weighs"):
+        release(update(metrics={"loss": 2 * MAX_METRIC, "auc": 0.5}), agree(strategy=QFEDAVG))
     assert release(update(), agree(strategy=QFEDAVG)).vector is not None
     assert release(few, agree()).manifest.withheld == ["loss"]
 

@@ -1,6 +1,7 @@
 """Volumes as cases: one label or one mask each, what is left out has a reason, and the cache gives them back."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from silos import cohort, dataset, reading, visit
 from silos.cohort import Cohort
 from silos.config import Site
 from silos.dataset import Dataset
+from silos.dicom.geometry import Misfit
 from silos.phantom import STYLES, write_hospital
 
 MakePlan = Callable[..., Plan]
@@ -136,6 +138,17 @@ def test_what_was_not_drawn_or_not_of_the_study_or_of_another_kind_is_counted(si
     assert left_out(words={"*": ""}) == {cohort.NOT_OF_STUDY: 6}
     with pytest.raises(ConfigError, match=r"data\.annotations\.words"):
         left_out(words={"something else": "lesion"})
+
+
+def test_volumes_of_one_person_under_two_patient_ids_are_left_out(site: Site, make_plan: MakePlan) -> None:
+    found = visit.scan_site(site, None, plan_of(make_plan, SEGMENTATION))
+    first, second, *_ = found.instances["PatientID"].unique()
+    theirs = found.instances["PatientID"].isin([first, second])
+    of_both = found.instances["StudyInstanceUID"].mask(theirs, "1.2.3")
+    one = replace(found, instances=found.instances.assign(StudyInstanceUID=of_both))
+    matched = cohort.match_volumes(one, site.data, ["lesion"], unit="volume", drawn=True)
+    assert len(matched.cases) == 4
+    assert matched.left_out[Misfit.SEVERAL_PATIENTS] == int(theirs.sum())
 
 
 def test_a_volume_that_the_studys_spacing_makes_too_large_has_that_reason(

@@ -78,6 +78,8 @@ def test_an_order_says_of_control_variates_only_where_there_are_some() -> None:
     order = Order(agreement=AGREEMENT, round=3, visit="train", base="1" * 64)
     assert b"counted" not in order.encode()
     assert b'"counted":2' in order.model_copy(update={"counted": 2}).encode()
+    with pytest.raises(Malformed):
+        Order.decode(order.model_copy(update={"counted": 3}).encode())  # its own round
 
 
 json_values = st.recursive(

@@ -675,11 +675,8 @@ def test_a_round_that_was_answered_twice_is_counted_once(coordinator: Coordinato
     silo.close()
 
 
-def test_another_update_of_a_round_is_one_more_and_only_the_same_one_is_told_for_nothing(
-    coordinator: Coordinator, path: Path
-) -> None:
-    change(path, "max_rounds = 100", "max_rounds = 2")
-    site, agreement = Site.load(path), coordinator.agree()
+def test_another_update_of_a_round_stays_here(coordinator: Coordinator, site: Site) -> None:
+    agreement = coordinator.agree()
     approve(site, agreement)
     silo, chance = Silo(site), np.random.default_rng(0)
 
@@ -689,8 +686,9 @@ def test_another_update_of_a_round_is_one_more_and_only_the_same_one_is_told_for
 
     silo.fit = fit
     order = coordinator.order(agreement, 1)
-    answers = [silo.answer(order, again=number > 0) for number in range(3)]
-    assert [said(answer) for answer in answers] == ["update", "update", "round-limit"]
+    answers = [silo.answer(order), silo.answer(order, again=True), silo.answer(coordinator.order(agreement, 1))]
+    assert [said(answer) for answer in answers] == ["update", "replayed.round", "replayed.round"]
+    assert said(silo.answer(coordinator.order(agreement, 2))) == "update"
     silo.close()
 
 

@@ -212,14 +212,16 @@ def test_a_series_of_two_patients_is_left_out(make_stack: Make, hospital: Any) -
     assert left_out(hospital) == {Misfit.SEVERAL_PATIENTS: 4}
 
 
-def test_all_series_of_a_study_of_two_patients_are_left_out(make_stack: Make, hospital: Any) -> None:
-    for number, patient in enumerate(("MRN1", "MRN1 ", "MRN2", "")):
-        words = {"SeriesInstanceUID": f"1.2.5.{number}", "PatientID": patient}
+def test_whoever_has_two_patient_ids_in_a_study_has_them_in_every_study(make_stack: Make, hospital: Any) -> None:
+    for number, (study, patient) in enumerate(
+        (("1.2.4", "MRN1"), ("1.2.4", "MRN1 "), ("1.2.4", "MRN2"), ("1.2.4", ""), ("1.2.5", " MRN2"), ("1.2.6", "MRN3"))
+    ):
+        words = {"StudyInstanceUID": study, "SeriesInstanceUID": f"1.2.7.{number}", "PatientID": patient}
         make_stack(hospital.root / str(number), noise(4), **words)
-    make_stack(hospital.root / "other", noise(4), StudyInstanceUID="1.2.4", SeriesInstanceUID="1.2.6")
-    found = hospital.stacks()
-    assert [stack.series for stack in found.stacks] == ["1.2.6"]
-    assert found.left_out == {Misfit.SEVERAL_PATIENTS: 16}
+    instances = hospital.scan().instances
+    several = series.of_several_patients(instances)
+    assert set(instances["SeriesInstanceUID"][~several]) == {"1.2.7.5"}
+    assert len(hospital.stacks().stacks) == 6  # each series is of one patient: what is only predicted has no two sides
 
 
 def test_one_patient_id_is_one_patient_though_some_files_lack_it(make_stack: Make, hospital: Any) -> None:
