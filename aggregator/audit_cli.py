@@ -137,8 +137,8 @@ def _reconcile(arguments: argparse.Namespace) -> int:
 
 def _show(arguments: argparse.Namespace) -> int:
     from aggregator.audit.ledgers import ledger_folder
+    from models.canonical import canonical, digest
     from models.ledger import read
-    from models.ledger.canonical import canonical, digest
 
     opened = read(ledger_folder(arguments.ledger))
     if arguments.json:

@@ -40,8 +40,8 @@ import torch
 from lgg import TINY, TRAINING, federate, train
 
 from models import tasks
+from models.canonical import digest
 from models.ledger import Signer
-from models.ledger.canonical import digest
 from models.plan import Plan
 from models.tasks import Case
 from models.tasks.flat import FlatNetwork

@@ -23,8 +23,8 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from models.canonical import canonical, digest
 from models.errors import ConfigError, DataError
-from models.ledger.canonical import canonical, digest
 from models.plan import TaskSettings
 from models.tasks import Case, Task
 from models.tasks.preparation import VolumeTooLarge

@@ -7,10 +7,10 @@ from typing import Any
 from aggregator.audit import lines
 from aggregator.audit.proofs import Proof
 from aggregator.audit.reader import check_statement
+from models.canonical import digest
 from models.errors import BadSignature, Malformed, ProtocolError
 from models.exchange.statement import Statement, receipt_bytes
 from models.ledger import Checkpoint, Event, Record, Verifier, verify_inclusion
-from models.ledger.canonical import digest
 from models.ledger.vocabulary import explain
 
 

@@ -27,10 +27,10 @@ from aggregator.audit import lines
 from aggregator.audit.checks import included, signed_head
 from aggregator.audit.proofs import Proof, load
 from aggregator.audit.reader import check_statement
+from models.canonical import digest, parse
 from models.errors import LedgerError, Malformed, ProtocolError
 from models.exchange.model_file import file_digests
 from models.ledger import Checkpoint, Event, Record, Verifier
-from models.ledger.canonical import digest, parse
 
 PROOF, AGREEMENT, MODEL = "release.proof", "agreement.json", "models/model.safetensors"
 """Files of a release, by their path in its folder; the first is listed in no line, since it holds the lines."""

@@ -32,9 +32,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from models.canonical import canonical, parse
 from models.errors import Malformed
 from models.ledger import Record, Verifier
-from models.ledger.canonical import canonical, parse
 from models.ledger.disk import open_regular
 from models.ledger.forms import count, many, one_of, optional, record, text
 from models.ledger.keys import from_base64, to_base64

@@ -12,10 +12,10 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any, TypeVar
 
+from models.canonical import canonical, digest
 from models.errors import IntramuralError
 from models.exchange.documents import Document, Examples, Manifest, Survey
 from models.ledger import Event, Opened, Record
-from models.ledger.canonical import canonical, digest
 
 MAX_TEXT = 500
 """Characters of the longest text that leaves in an export; what is cut ends in an ellipsis."""

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from models.canonical import canonical, digest
 from models.errors import BadSignature, DigestMismatch, Malformed, Replayed, Rewritten, SpecMismatch
 from models.exchange.documents import Document
 from models.exchange.encoding import Encoding
@@ -40,7 +41,6 @@ from models.ledger import (
     add_cosignatures,
     verify_consistency,
 )
-from models.ledger.canonical import canonical, digest
 
 _SHOWN = 2048  # heads that the other side may have seen without our knowing
 

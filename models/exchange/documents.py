@@ -13,10 +13,10 @@ from typing import Annotated, Any, Literal, Self, cast, get_args
 
 from pydantic import AfterValidator, AllowInfNan, Field, StringConstraints, ValidationError, model_validator
 
+from models.canonical import canonical, digest, object_once
 from models.errors import Malformed, is_wire_code
 from models.exchange.spec import Spec, TensorSpec
 from models.exchange.survey import BEYOND, CELLS, TableName, Total, band
-from models.ledger.canonical import canonical, digest, object_once
 from models.plan import MetricName, Plan
 from models.settings import Settings
 

@@ -10,10 +10,10 @@ from typing import Annotated, Self
 
 from pydantic import Field
 
+from models.canonical import canonical, digest
 from models.errors import BadSignature, Malformed
 from models.exchange.documents import Document
 from models.ledger import Signer, Verifier
-from models.ledger.canonical import canonical, digest
 from models.plan import Name
 
 _ENROLMENT = b"intramural enrolment v1\n"

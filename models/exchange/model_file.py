@@ -16,8 +16,8 @@ import math
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from models.canonical import canonical, digest, object_once
 from models.errors import Malformed
-from models.ledger.canonical import canonical, digest, object_once
 
 MODEL_DOMAIN = b"intramural vector v1\n"
 """What a model's digest begins with, so that it is the digest of nothing else."""

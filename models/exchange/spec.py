@@ -20,9 +20,9 @@ import numpy.typing as npt
 import safetensors
 from safetensors import safe_open
 
+from models.canonical import canonical, digest
 from models.errors import DataError, DigestMismatch, SpecMismatch
 from models.exchange.model_file import MODEL_DOMAIN
-from models.ledger.canonical import canonical, digest
 from models.ledger.disk import rename
 
 Vector = npt.NDArray[np.float32]

@@ -11,8 +11,8 @@ from enum import StrEnum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
+from models.canonical import canonical, digest, parse
 from models.errors import Malformed
-from models.ledger.canonical import canonical, digest, parse
 from models.ledger.vocabulary import STATEMENT
 
 if TYPE_CHECKING:

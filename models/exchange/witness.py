@@ -16,9 +16,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
+from models.canonical import canonical, digest, parse
 from models.errors import Malformed, NotWitnessed, Rewritten
 from models.ledger import Checkpoint, Verifier, cosigners, verify_consistency
-from models.ledger.canonical import canonical, digest, parse
 
 _MAX_ROSTER = 10_000
 _MAX_HEADS = 128  # each of another size, and with a proof of its own in the message

@@ -12,7 +12,7 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any, Self
 
-from models.ledger.canonical import canonical, parse
+from models.canonical import canonical, parse
 from models.ledger.merkle import leaf_hash
 
 START = "0" * 64

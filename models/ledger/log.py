@@ -21,9 +21,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
+from models.canonical import canonical, digest
 from models.errors import LedgerError, NotAppended, ProtocolError, Rewritten
 from models.ledger import disk
-from models.ledger.canonical import canonical, digest
 from models.ledger.events import START, Entry, Event, Record
 from models.ledger.keys import Signer
 from models.ledger.merkle import Tree

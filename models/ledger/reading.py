@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from models.canonical import digest, parse
 from models.errors import BadSignature, LedgerError, Malformed, Rewritten
-from models.ledger.canonical import digest, parse
 from models.ledger.disk import open_regular, read_bounded
 from models.ledger.events import MAX_LINE, START, Event, Record, is_digest
 from models.ledger.keys import Verifier

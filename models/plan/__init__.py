@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from models.ledger.canonical import canonical
+from models.canonical import canonical
 from models.plan.imaging import Augmentation, Classification, Imaging, Landmarks, Segmentation
 from models.plan.strategy import Strategy
 from models.plan.task import AnyTask, MetricName, Named, Network, TaskSettings, Unit, Word, register

@@ -14,10 +14,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 
+from models.canonical import canonical, digest
 from models.errors import BadSignature, LedgerError, Malformed
 from models.exchange.documents import Agreement, Digest, Document
 from models.ledger import Entry, Event, Ledger, Record, Signer, Verifier, disk, read
-from models.ledger.canonical import canonical, digest
 from models.plan import Name
 from silos.config import Site
 from silos.gate import Standing

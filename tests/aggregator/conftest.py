@@ -24,13 +24,13 @@ from aggregator.grid import StudyGrid
 from aggregator.history import History, read_history
 from aggregator.rounds import Outcome, run
 from aggregator.study import Study
+from models.canonical import canonical
 from models.exchange import wire
 from models.exchange.channel import Channel
 from models.exchange.documents import Agreement, Closing, Document, Order
 from models.exchange.spec import Spec, Vector, load_vector, save_vector, tensor_digests, update_digest
 from models.exchange.statement import Envelope, Kind
 from models.ledger import Entry, Event, Ledger, Signer, Verifier
-from models.ledger.canonical import canonical
 
 SPEC = Spec.of({"conv.bias": (2,), "conv.weight": (2, 3), "head.weight": (4,)})
 NAMES = ("east", "north", "south", "west")

@@ -22,12 +22,12 @@ from aggregator.exports.cef import in_header, in_value
 from aggregator.exports.dicom import audit_message
 from aggregator.exports.fact import MAX_TEXT, SENSES
 from aggregator.exports.fhir import audit_event
+from models.canonical import parse
 from models.errors import ConfigError, Rewritten
 from models.exchange import wire
 from models.exchange.documents import Manifest, Refusal
 from models.exchange.statement import Kind, Statement
 from models.ledger import Entry, Event, Ledger, Opened, Signer, leaf_hash, read, verify_inclusion
-from models.ledger.canonical import parse
 
 HOSTILE = "\x00\x1b[2J\r\n<script>alert(1)</script> ]]> a|b=c\\ \u202egnp.exe \ufffe 'x' \"y\" " + "long " * 400
 

@@ -15,6 +15,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, MetricRecord, Reco
 
 from aggregator import intake, visits
 from aggregator.intake import MAX_EXAMPLES, Asked
+from models.canonical import canonical
 from models.errors import IntramuralError, NotAppended, NotWitnessed
 from models.exchange import wire
 from models.exchange.channel import Channel, Received
@@ -22,7 +23,6 @@ from models.exchange.documents import Closing, Examples, Order, Refusal
 from models.exchange.spec import Spec, Vector, tensor_digests, update_digest, vector_digest
 from models.exchange.statement import Envelope, Evidence, Kind, Statement, receipt_bytes, signing_bytes
 from models.ledger import Checkpoint, Event, Ledger, Signer, Verifier
-from models.ledger.canonical import canonical
 from models.plan import Plan
 
 PATIENT = "DOE^JOHN"

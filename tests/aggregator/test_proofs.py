@@ -15,13 +15,13 @@ from aggregator.audit import Proof, check, prove, reconcile
 from aggregator.audit.proofs import load
 from aggregator.audit_cli import main
 from aggregator.folder import read_agreement
+from models.canonical import canonical, digest, parse
 from models.errors import ConfigError, IntramuralError, LedgerError, Malformed
 from models.exchange import wire
 from models.exchange.channel import Channel
 from models.exchange.documents import Manifest
 from models.exchange.statement import Evidence, Statement
 from models.ledger import Entry, Event, Signer, Verifier, read
-from models.ledger.canonical import canonical, digest, parse
 
 Toy = Any  # of conftest.py
 SILO = "north"

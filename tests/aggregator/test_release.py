@@ -25,13 +25,13 @@ from aggregator.release.bundle import INFERENCE, as_json, metadata
 from aggregator.release.card import card
 from aggregator.report import report
 from aggregator.study import Study
+from models.canonical import digest
 from models.errors import ConfigError, DigestMismatch, LedgerError, Malformed, NotAppended
 from models.exchange import wire
 from models.exchange.documents import Refusal
 from models.exchange.spec import load_vector
 from models.exchange.statement import Kind
 from models.ledger import Entry, Event, Ledger, Record, Signer, Verifier, read
-from models.ledger.canonical import digest
 from models.page import as_markdown
 
 Toy = Any  # of conftest.py

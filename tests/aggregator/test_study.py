@@ -19,13 +19,13 @@ from aggregator.service import runs
 from aggregator.service.home import Home
 from aggregator.service.superlink import SERVICE
 from aggregator.study import Study
+from models.canonical import canonical
 from models.errors import ConfigError, IntramuralError, Locked, Malformed, SpecMismatch
 from models.exchange import wire
 from models.exchange.documents import Agreement, Refusal
 from models.exchange.spec import Spec, load_vector, save_vector, tensor_digests, update_digest, vector_digest
 from models.exchange.statement import Kind
 from models.ledger import Entry, Event, Ledger, Signer, read, read_partings
-from models.ledger.canonical import canonical
 
 Toy = Any  # of conftest.py
 Make = Callable[..., Toy]

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from models.canonical import canonical, digest
 from models.errors import ConfigError
-from models.ledger.canonical import canonical, digest
 from models.plan import Classification, Plan, Segmentation, Strategy
 from models.settings import LocalPath, Settings
 

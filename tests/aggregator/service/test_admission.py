@@ -17,10 +17,10 @@ from cryptography.x509.oid import NameOID
 from aggregator.service import admission, certificates
 from aggregator.service.admission import admit, dismiss
 from aggregator.service.home import Home
+from models.canonical import canonical
 from models.errors import BadSignature, ConfigError
 from models.exchange.enrolment import Enrolment
 from models.ledger import Signer, disk
-from models.ledger.canonical import canonical
 
 
 def node_key(curve: ec.EllipticCurve) -> str:

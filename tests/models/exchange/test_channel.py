@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from models.canonical import digest
 from models.errors import (
     BadSignature,
     DigestMismatch,
@@ -26,7 +27,6 @@ from models.exchange.documents import Refusal
 from models.exchange.spec import Spec, Vector, vector_digest
 from models.exchange.statement import GENESIS, Envelope, Kind, Statement, receipt_bytes, signing_bytes
 from models.ledger import Checkpoint, Entry, Event, Ledger, Signer, Verifier, read, sign_note
-from models.ledger.canonical import digest
 
 STUDY = "ab" * 32
 SPEC = Spec.of({"bias": (2,), "weight": (2, 2)})

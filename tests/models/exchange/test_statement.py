@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models.canonical import canonical
 from models.errors import BadSignature, Malformed
 from models.exchange.statement import GENESIS, Kind, Statement, receipt_bytes, signing_bytes
 from models.ledger import Signer
-from models.ledger.canonical import canonical
 
 NORTH = Signer.from_seed("north", b"n" * 32)
 STATEMENT = Statement(

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import models
+from models.canonical import canonical, digest
 from models.errors import (
     BadSignature,
     LedgerError,
@@ -35,7 +36,6 @@ from models.ledger import (
     read,
     verify_consistency,
 )
-from models.ledger.canonical import canonical, digest
 
 NORTH = Signer.from_seed("north", bytes(range(32)))
 SOUTH = Signer.from_seed("south", bytes(range(1, 33)))

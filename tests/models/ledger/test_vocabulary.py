@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models.canonical import canonical
 from models.exchange.statement import Kind
 from models.ledger import Event, Record
-from models.ledger.canonical import canonical
 from models.ledger.forms import count, hexadecimal, many, mapping, narrowed, number, one_of, optional, record, text
 from models.ledger.vocabulary import KINDS, ROWS, explain, json_schema
 from models.plan import Strategy

@@ -11,8 +11,8 @@ import torch
 
 from models import plan as plans
 from models import tasks
+from models.canonical import canonical
 from models.errors import ConfigError
-from models.ledger.canonical import canonical
 from models.plan import Plan, TaskSettings, Training
 from models.tasks import Case
 from silos import training
