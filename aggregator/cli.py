@@ -172,9 +172,9 @@ def _log(parser: argparse.ArgumentParser, what: str) -> None:
 
 def _check(arguments: argparse.Namespace) -> int:
     from models.plan import Plan
-    from models.settings import flat
+    from models.settings import every_key, flat
 
-    plan = Plan.load(arguments.plan).model_dump(mode="json")
+    plan = every_key(Plan.load(arguments.plan))
     print("networks, their arguments and augmentations are looked at by `create`", file=sys.stderr)  # it loads torch
     if arguments.json:
         show_json(plan)

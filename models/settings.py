@@ -70,6 +70,16 @@ class Settings(BaseModel):
             raise ConfigError("\n".join(lines), "correct the keys named above") from error
 
 
+def every_key(settings: BaseModel) -> dict[str, Any]:
+    """All keys with their values as JSON has them, those too that are left out of it where they have their default."""
+    told = settings.model_dump(mode="json")
+    values = {name: getattr(settings, name) for name in type(settings).model_fields}
+    return {
+        name: every_key(value) if isinstance(value, BaseModel) else told.get(name, value)
+        for name, value in values.items()
+    }
+
+
 def flat(table: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
     """A table's keys with a dot between those of nested tables, and their values; an empty table is a value.
 

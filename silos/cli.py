@@ -332,7 +332,7 @@ def _released(arguments: argparse.Namespace) -> int:
     from silos.released import released
 
     site = _site(arguments.site)
-    found = released(site.ledger)
+    found = released(site.ledger) if site.ledger.exists() else []  # it is made at the first order
     if arguments.json:
         show_json([vars(item) for item in found])
         return OK

@@ -11,6 +11,8 @@ def load_signer(site: Site) -> Signer:
     Raises:
         ConfigError: It is missing, others can read it, or it is another hospital's.
     """
+    if not site.key.exists():
+        raise ConfigError(f"key: {site.key} is missing", "restore it; or make it: intramural-silo key SITE.toml")
     signer = Signer.load(site.key)
     if signer.name != site.name:
         raise ConfigError(

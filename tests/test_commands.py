@@ -82,6 +82,17 @@ def test_every_reading_command_prints_json(
         json.loads(capsys.readouterr().out)
 
 
+def test_before_the_first_order_nothing_has_left(north: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert silo(["released", str(north), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+
+
+def test_a_hospital_without_a_key_is_told_how_to_make_it(north: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Site.load(north).key.unlink()
+    assert silo(["check", str(north)]) == 1
+    assert "make it: intramural-silo key SITE.toml" in capsys.readouterr().out
+
+
 def test_preview_sends_nothing_and_writes_no_ledger(
     north: Path, write_plan: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -430,7 +441,16 @@ def test_check_gives_every_key_of_a_plan_a_row_of_its_own(
     assert re.search(r"^task\.network\.arguments\.channels +\[8, 16\]$", capsys.readouterr().out, re.MULTILINE)
     change(path, "channels = [8, 16]", "")
     assert aggregator(["check", str(path)]) == 0
-    assert re.search(r"^task\.network\.arguments +\{\}$", capsys.readouterr().out, re.MULTILINE)
+    told = capsys.readouterr().out
+    assert re.search(r"^task\.network\.arguments +\{\}$", told, re.MULTILINE)
+    for key in (
+        "stragglers +drop",
+        "silos_per_round",
+        "strategy.local_norm +False",
+        "task.dimensions +2",
+        "task.zscore",
+    ):
+        assert re.search(f"^{key}", told, re.MULTILINE), key  # at their default, and so in no agreement
 
 
 def test_check_says_what_it_does_not_look_at(write_plan: Write, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from models.canonical import canonical, digest
 from models.errors import IntramuralError
-from models.exchange.documents import Document, Examples, Manifest, Survey
+from models.exchange.documents import Document, Examples, Manifest, Refusal, Survey
 from models.ledger import Event, Opened, Record
 
 MAX_TEXT = 500
@@ -124,6 +124,7 @@ class Fact:
         manifest: What left or came, in full, if the line is about an update or a report and its list is
             still beside the ledger.
         survey: What a survey told, likewise.
+        refusal: What was said instead, likewise.
     """
 
     record: Record
@@ -131,6 +132,7 @@ class Fact:
     party: str
     manifest: Manifest | None = None
     survey: Survey | None = None
+    refusal: Refusal | None = None
 
     @property
     def sense(self) -> Sense:
@@ -196,14 +198,15 @@ class Fact:
     @property
     def code(self) -> str:
         """The word that stands for the reason of a refusal or rejection."""
-        return text(self.record.body.get("code"))
+        return text(self.refusal.code if self.refusal else self.record.body.get("code"))
 
     @cached_property
     def details(self) -> Mapping[str, str]:
         """All that is left to say, as names and texts, in a fixed order."""
         said = {"line": str(self.line), "leaf": self.leaf}
         said |= {f"statement.{key}": self.statement.get(key, "") for key in ("n", "body", "payload", "nbytes")}
-        said |= {key: text(self.record.body.get(key)) for key in (*_SAID, "code", "silo", "evaluated")}
+        said |= {key: text(self.record.body.get(key)) for key in (*_SAID, "silo", "evaluated")}
+        said["code"] = self.code
         said |= {
             key: listed(self.record.body.get(key))
             for key in ("metrics", "asked", "inputs", "selected", "accepted", "excluded", "files")
@@ -230,6 +233,7 @@ def facts(opened: Opened, start: int = 0) -> list[Fact]:
             party,
             manifest=_document(Manifest, opened, record, "update", "report"),
             survey=_document(Survey, opened, record, "survey"),
+            refusal=_document(Refusal, opened, record, "refusal"),
         )
         for record in opened.records[start:]
     ]

@@ -46,9 +46,9 @@ def start(home: Home, folder: Path, *, survey: bool = False, end: bool = False) 
             f"create the study with --service {home.folder}",
         )
     if history.closed:
-        log.warning("%s: the study is over; nothing was run", folder)
-    if not (history.closed and survey):  # leave is taken, even then, of hospitals that went without
-        runs.want(home, agreement.study, folder, survey=survey, end=end)
+        log.warning("%s: the study is over; nothing was run but to take leave of hospitals that went without", folder)
+    if not (history.closed and survey):
+        runs.want(home, agreement.study, folder, survey=survey, end=end and not history.closed)
 
 
 def follow(home: Home, folder: Path, report: Report) -> None:

@@ -19,6 +19,7 @@ from models.errors import ConfigError
 from models.exchange.enrolment import Invitation
 from silos.config import Site
 from silos.finding import Finding, look
+from silos.keys import load_signer
 from silos.network import enrolment
 from silos.network.knock import KNOWN, UNKNOWN, Answer, knock
 
@@ -66,7 +67,8 @@ def _keys(site: Site) -> str:
     node = enrolment.load_node_key(site)
     enrolment.load_client_key(site)
     enrolled = enrolment.read_enrolment(site)
-    if enrolled is None or enrolled.node_key != enrolment.public_line(node):
+    own = enrolment.public_line(node), load_signer(site).vkey
+    if enrolled is None or (enrolled.node_key, enrolled.key) != own:
         path = enrolment.node_files(site).enrolment
         raise ConfigError(f"{path}: is missing, or of another key", "run: intramural-silo join SITE.toml")
     return f"there, and readable by their owner only; enrolment {enrolled.fingerprint}"

@@ -102,7 +102,7 @@ class Executor:
     def _begin(self, token: str) -> None:
         """Fetch the order of a token, follow it, and answer."""
         self._journal.acquired(token)
-        self._tell("working")
+        self._tell("receiving")
         try:
             with self._runtime.task(token) as task:
                 given = task.begin()
@@ -116,6 +116,7 @@ class Executor:
                     reply = self._refuse(order, error)
                 else:
                     self._journal.pulled(token, order.metadata.message_id, dump(order))
+                    self._tell("working")
                     reply = self._follow(order)
                 self._deliver(task, reply)
         except TaskGoneError:

@@ -39,6 +39,7 @@ SUPERNODE, FORWARDER = "supernode", "forwarder"
 """The names of its processes."""
 
 _LOOPBACK = "127.0.0.1"
+_REACHED = "Connection successful|Received successfully|Sent successfully|is not in `RUNNING` status"
 _AGAIN = (1, 10)  # seconds; the coordinator counts a node that was killed as connected for 60 s, and refuses it
 
 
@@ -70,6 +71,7 @@ class Node:
         self.link = Link.CONNECTING
         self.node_id: int | None = None
         self.busy_since: float | None = None
+        self.dropped = False  # the order that it announced last, since its run is over
         self.refused_since: float | None = None  # it should have ended then
         put(self.secret, secrets.token_bytes(32))
         put(self._folder / "roots.pem", invitation.certificates.encode())
@@ -113,22 +115,22 @@ class Node:
     def _hear(self, line: str) -> None:
         if found := re.search(r"SuperNode ID: (\d+)", line):
             self.link, self.node_id = Link.CONNECTED, int(found[1])
-        elif "Connection successful" in line and self.node_id is not None:
-            self.link = Link.CONNECTED
         elif "Connection attempt failed" in line:
             self.link = Link.UNREACHABLE
         elif "Exit Code: " in line or "SSL/TLS handshake error" in line:
             self.link, self.refused_since = Link.REFUSED, time.monotonic()
-        elif "Receiving: " in line:
-            self.busy_since = time.monotonic()
+        elif self.node_id is not None and re.search(_REACHED, line):
+            self.link = Link.CONNECTED
+        if "Receiving: " in line:
+            self.busy_since, self.dropped = time.monotonic(), False
         elif re.search("Sent successfully|Failed to send|Failed to receive|Ignoring", line):
-            self.busy_since = None
+            self.busy_since, self.dropped = None, re.search("Ignoring (the )?message", line) is not None
 
     def _ended(self, _: int) -> None:
         self.listen()  # its last words, which the next one overwrites
         # One that was never let in says not always why it ends: with a wrong clock it ends without a word.
         self.link = Link.CONNECTING if self.link is Link.CONNECTED else Link.REFUSED
-        self.busy_since, self.refused_since, self._read = None, None, 0
+        self.busy_since, self.refused_since, self.dropped, self._read = None, None, False, 0
         put(self._log, b"")
 
     def _forwarder(self) -> Door:

@@ -130,6 +130,9 @@ class _Service:
         if self._ending is None and EXECUTOR in running and min(busy, waited) > _STUCK:
             log.error("the SuperNode has an order that nobody was given; it is started anew")
             self._end_node()
+        if self._ending is None and self._node.dropped and status.get("state") == "receiving":
+            log.warning("the run of an order is over, of which the rest will not come; the SuperNode is started anew")
+            self._end_node()
         if self._ending is None and now - (self._node.refused_since or now) > _STUBBORN:
             # Refused in the middle, as by a certificate that has expired, it stops its work but not its process.
             log.warning("the SuperNode has given up; it is started anew")

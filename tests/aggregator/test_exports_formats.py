@@ -153,6 +153,8 @@ def test_who_refused_was_rejected_or_kept_silent_is_told_with_the_code(eventful:
         "west": ("refused", "round-limit"),
         "south": ("refused", ""),
     }
+    own = [fact for fact in of(read(eventful.folder / "west"), Event.REFUSAL_OFFERED) if fact.record.round == 1]
+    assert [(fact.code, fact.details["code"]) for fact in own] == [("round-limit", "round-limit")]
 
 
 # JSON lines

@@ -229,6 +229,7 @@ def test_a_study_that_is_over_says_so_and_is_listed_only_to_take_its_leave(
     monkeypatch.setattr(studies, "require_service", lambda _: None)
     monkeypatch.setattr(studies, "read_study", lambda _: over)
     studies.start(home, tmp_path / "toy")
+    studies.start(home, tmp_path / "toy", end=True)  # there is nothing left to end
     assert f"{tmp_path / 'toy'}: the study is over; nothing was run" in caplog.text
     assert runs.wanted(home).keys() == {STUDY}
     runs.unwant(home, STUDY)

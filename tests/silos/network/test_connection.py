@@ -378,6 +378,13 @@ def test_an_address_may_be_a_number(site: Site, authority: Authority, server_key
     assert [finding.found for finding in findings if not finding.ok] == []
 
 
+def test_a_signing_key_that_the_enrolment_does_not_name_is_a_problem(check: Check, site: Site, tmp_path: Path) -> None:
+    Signer.create(tmp_path / "new.key", site.name)
+    finding = check(hospital=site.model_copy(update={"key": tmp_path / "new.key"}))["network keys"]
+    assert not finding.ok
+    assert "join" in finding.fix
+
+
 def test_without_keys_the_way_is_walked_all_the_same(check: Check, site: Site, tmp_path: Path) -> None:
     bare = site.model_copy(update={"run": site.run.model_copy(update={"work": tmp_path / "empty"})})
     bare.run.work.mkdir()

@@ -128,7 +128,7 @@ while true; do sleep 0.1; done
 EXECUTOR = """#!/bin/sh
 echo start >> {folder}/executor.starts
 {first}
-echo '{{"state": "waiting", "since": 1000, "last_order": null}}' > {work}/executor.json
+echo '{{"state": "{state}", "since": 1000, "last_order": null}}' > {work}/executor.json
 [ $(wc -l < {folder}/executor.starts) = 1 ] && {{ {then}; }}
 trap "exit 0" TERM
 while true; do sleep 0.1; done
@@ -148,10 +148,13 @@ class Fakes:
         patch.setattr(node_module, "_AGAIN", (0.05,))
 
     @contextmanager
-    def run(self, *, trap: str = "", talk: str = "", first: str = "", then: str = "true") -> Iterator[None]:
+    def run(
+        self, *, trap: str = "", talk: str = "", first: str = "", state: str = "waiting", then: str = "true"
+    ) -> Iterator[None]:
+        executor = {"folder": self.folder, "work": work(self.site), "first": first, "state": state, "then": then}
         scripts = {
             "node": NODE.format(folder=self.folder, trap=trap, talk=talk),
-            "executor": EXECUTOR.format(folder=self.folder, work=work(self.site), first=first, then=then),
+            "executor": EXECUTOR.format(**executor),
         }
         for name, text in scripts.items():
             (self.folder / name).write_text(text)
@@ -270,6 +273,16 @@ def test_a_supernode_with_an_order_that_nobody_is_given_is_started_anew(
         assert fakes.starts("node") == 2  # the second one has nothing to do, and may wait
 
 
+@pytest.mark.parametrize(("state", "starts"), [("receiving", 2), ("working", 1)])  # who works has all of its order
+def test_a_supernode_that_drops_an_order_on_its_way_is_started_anew(fakes: Fakes, state: str, starts: int) -> None:
+    dropped = "Run ID 7 is not in \\`RUNNING\\` status. Ignoring message 1."
+    talk = f'[ $(wc -l < "$0.starts") = 1 ] && echo "INFO: Receiving: train message (ID: 1)" && echo "INFO: {dropped}"'
+    with fakes.run(talk=talk, state=state):
+        eventually(lambda: fakes.starts("node") == starts)
+        time.sleep(1)
+        assert fakes.starts("node") == starts
+
+
 def test_a_killed_executor_is_started_again(fakes: Fakes) -> None:
     with fakes.run(then="sleep 0.3; kill -9 $$"):
         eventually(lambda: fakes.starts("executor") == 2)
@@ -332,6 +345,22 @@ def test_the_supernodes_talk_is_understood(site: Path, home: Home, line: str, li
     log.write_text(f"{line}\n")
     node.listen()
     assert node.link is link
+
+
+def test_whoever_gets_an_answer_is_connected_again(site: Path, home: Home) -> None:
+    node = Node(Site.load(site), home.invitation)
+    with (work(site) / "node" / "supernode.log").open("a") as log:
+        for line, link in (
+            ("INFO :      SuperNode ID: 77", Link.CONNECTED),
+            ("WARNING :   Connection attempt failed, retrying in 2.07 seconds", Link.UNREACHABLE),
+            ("INFO :      Run ID 7 is not in `RUNNING` status. Ignoring message 1.", Link.CONNECTED),
+            ("WARNING :   Connection attempt failed, retrying in 2.07 seconds", Link.UNREACHABLE),
+            ("INFO :      Received successfully", Link.CONNECTED),
+        ):
+            log.write(f"{line}\n")
+            log.flush()
+            node.listen()
+            assert node.link is link, line
 
 
 def test_the_systemd_unit_starts_what_there_is(tmp_path: Path) -> None:
