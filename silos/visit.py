@@ -110,31 +110,11 @@ def visit(
 
     torch.set_num_threads(site.run.threads)
     network.load(model)
-    try:
-        asked = gate.tellable(site.policy, plan.metrics, data.judged, matched.rarest)
-        metrics = training.evaluate(network, bench.task, data.held_out, wanted=asked)
-    except NotFinite:  # not refused: a coordinator that chooses the model could read a held-out image in the answers
-        metrics = {}
+    metrics = _evaluated(site, bench, plan)
     trained = training.Watched(data.train, matched.whose(held_out=False))
     delta = work = None
-
-    def stepped(done: int, total: int) -> bool:
-        nonlocal work
-        work = done / total
-        if progress:
-            progress("training", done, total)
-        return pace is None or pace(done, total)
-
     if order.visit == "train":
-        delta = (fit or training.fit)(
-            network,
-            bench.task,
-            trained,
-            plan.training.in_round(order.round),
-            mu=plan.strategy.mu,
-            seed=training.seed_for(plan.seed, site.name, order.round),
-            on_step=stepped,
-        )
+        delta, work = _trained(site, bench, order, trained, progress, pace, fit or training.fit)
     update = gate.Update(
         base=order.base,
         delta=delta,
@@ -162,6 +142,46 @@ def visit(
         # As it was told, filters included, so that the consortium's variate stays the mean of the hospitals'.
         network.own.add_(torch.from_numpy(release.vector[: network.own.numel()]).to(network.own.device))
     return release
+
+
+def _evaluated(site: Site, bench: Bench, plan: Plan) -> Mapping[str, float]:
+    """What the loaded model is worth on the patients that are held out, as far as it may be told."""
+    asked = gate.tellable(site.policy, plan.metrics, bench.data.judged, bench.data.cohort.rarest)
+    try:
+        return training.evaluate(bench.network, bench.task, bench.data.held_out, wanted=asked)
+    except NotFinite:  # not refused: a coordinator that chooses the model could read a held-out image in the answers
+        return {}
+
+
+def _trained(
+    site: Site,
+    bench: Bench,
+    order: Order,
+    cases: training.Watched,
+    progress: Report | None,
+    pace: Pace | None,
+    fit: Fit,
+) -> tuple[Vector, float | None]:
+    """Train the loaded model; the difference to it, and which share of the planned work was done."""
+    plan, work = order.agreement.plan, None
+
+    def stepped(done: int, total: int) -> bool:
+        nonlocal work
+        work = done / total
+        if progress:
+            progress("training", done, total)
+        return pace is None or pace(done, total)
+
+    delta = fit(
+        bench.network,
+        bench.task,
+        cases,
+        plan.training.in_round(order.round),
+        mu=plan.strategy.mu,
+        seed=training.seed_for(plan.seed, site.name, order.round),
+        on_step=stepped,
+    )
+    return delta, work
 
 
 def preview(site: Site, plan: Plan, progress: Report | None = None) -> Manifest:

@@ -12,6 +12,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 
 import httpx
 from starlette.applications import Starlette
@@ -71,73 +72,84 @@ def application(
     """
     limits = httpx.Limits(max_connections=CONNECTIONS, keepalive_expiry=2)  # a SuperLink's is 5 s: be the first
     transport = httpx.AsyncHTTPTransport(verify=trust, limits=limits, trust_env=False, proxy=proxy)
-    reached = True
 
     @asynccontextmanager
     async def opened(_: Starlette) -> AsyncIterator[None]:
         async with transport:
             yield
 
-    def most(request: Request) -> int:
-        return min(max_bytes, _PULL_BYTES) if request.scope["raw_path"] == _PULL else max_bytes
+    passage = _Passage(upstream, transport, hold, again, max_bytes)
+    app = Starlette(routes=[Mount("/", app=passage.respond)], lifespan=opened)
+    app.state.closing = lambda: False
+    return app
 
-    async def send_on(request: Request, content: bytes | AsyncIterator[bytes]) -> "_Relay":
-        nonlocal reached
-        call = httpx.Request(
-            "POST",
-            upstream + request.scope["raw_path"].decode(),
-            headers=_end_to_end(request.headers.raw),
-            content=content,
-            extensions={"timeout": _UPSTREAM.as_dict()},
-        )
-        answer = await transport.handle_async_request(call)
-        reached = True
-        parts = answer.aiter_raw()
-        return _Relay(answer, await anext(parts, b""), parts)
 
-    async def send_on_and_wait(request: Request) -> "_Relay":
-        content = b"".join([part async for part in _body(request, most(request))])
-        end = time.monotonic() + hold
-        while True:
-            asked = time.monotonic()
-            relay = await send_on(request, content)
-            took = time.monotonic() - asked
-            # An upstream that holds answers back itself must not be asked once too often, hence `took`.
-            if not relay.empty or asked + took + max(again, took) > end or request.app.state.closing():
-                return relay
-            await relay.answer.aclose()
-            if await _gone(request, again):
-                raise ClientDisconnect
+@dataclass
+class _Passage:
+    """Passes calls on; see `application` for its fields."""
 
-    async def respond(scope: Scope, receive: Receive, send: Send) -> None:
-        nonlocal reached
+    upstream: str
+    transport: httpx.AsyncHTTPTransport
+    hold: float
+    again: float
+    max_bytes: int
+    reached: bool = True
+
+    async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one call."""
         request = Request(scope, receive)
-        response = _refused(request, most(request))
+        response = _refused(request, self._most(request))
         try:
             if response is not None:
                 await _hear_out(request)
             elif scope["raw_path"] == _PULL:
-                response = await send_on_and_wait(request)
+                response = await self._send_on_and_wait(request)
             else:
-                response = await send_on(request, _body(request, most(request)))
+                response = await self._send_on(request, _body(request, self._most(request)))
         except ClientDisconnect:
             return
         except _TooLarge:
             await _hear_out(request)
             response = _refusal(413, "too large")
         except httpx.TransportError as error:
-            if reached:  # said once, not at every try
-                log.warning("%s does not answer: %s", upstream, error or type(error).__name__)
-            reached = False
+            if self.reached:  # said once, not at every try
+                log.warning("%s does not answer: %s", self.upstream, error or type(error).__name__)
+            self.reached = False
             await _hear_out(request)
             response = _refusal(503, "upstream unavailable")
         except (TimeoutError, asyncio.CancelledError):  # a caller that stalls, or a door that closes
             response = _refusal(503, "try again")  # not 408: a SuperNode tries again after 502, 503 and 504 only
         await response(scope, receive, send)
 
-    app = Starlette(routes=[Mount("/", app=respond)], lifespan=opened)
-    app.state.closing = lambda: False
-    return app
+    def _most(self, request: Request) -> int:
+        return min(self.max_bytes, _PULL_BYTES) if request.scope["raw_path"] == _PULL else self.max_bytes
+
+    async def _send_on(self, request: Request, content: bytes | AsyncIterator[bytes]) -> "_Relay":
+        call = httpx.Request(
+            "POST",
+            self.upstream + request.scope["raw_path"].decode(),
+            headers=_end_to_end(request.headers.raw),
+            content=content,
+            extensions={"timeout": _UPSTREAM.as_dict()},
+        )
+        answer = await self.transport.handle_async_request(call)
+        self.reached = True
+        parts = answer.aiter_raw()
+        return _Relay(answer, await anext(parts, b""), parts)
+
+    async def _send_on_and_wait(self, request: Request) -> "_Relay":
+        content = b"".join([part async for part in _body(request, self._most(request))])
+        end = time.monotonic() + self.hold
+        while True:
+            asked = time.monotonic()
+            relay = await self._send_on(request, content)
+            took = time.monotonic() - asked
+            # An upstream that holds answers back itself must not be asked once too often, hence `took`.
+            if not relay.empty or asked + took + max(self.again, took) > end or request.app.state.closing():
+                return relay
+            await relay.answer.aclose()
+            if await _gone(request, self.again):
+                raise ClientDisconnect
 
 
 class _TooLarge(Exception):  # noqa: N818 - says what happened

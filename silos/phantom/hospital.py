@@ -2,7 +2,8 @@
 
 import csv
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path, PurePosixPath
 
@@ -77,19 +78,11 @@ def write_hospital(
         images = 16 if volumes else 6
     if size is None:
         size = 40 if volumes else 64
-    for key, value, low, high in (
-        ("patients", patients, 1, 100_000),
-        ("images", images, 1, 1000),
-        ("size", size, 32, 1024),
-    ):
-        if not low <= value <= high:
-            raise ConfigError(f"phantom: {key}: must be from {low} to {high} (got {value})", "choose another")
-    if style is None:
-        style = _secret("style", name, seed)[0] % len(STYLES)
-    if not 0 <= style < len(STYLES):
-        raise ConfigError(
-            f"phantom: style: must be from 0 to {len(STYLES) - 1} (got {style})", "or leave it to the name"
-        )
+    _require_within("patients", patients, 1, 100_000)
+    _require_within("images", images, 1, 1000)
+    _require_within("size", size, 32, 1024)
+    style = _secret("style", name, seed)[0] % len(STYLES) if style is None else style
+    _require_within("style", style, 0, len(STYLES) - 1)
     habits = STYLES[style]
     clinic, people = populate(_rng("people", name, seed), patients)
     salt = _salt(name, seed, [patient.mrn for patient in people])
@@ -107,13 +100,56 @@ def write_hospital(
     (folder / "dicom").mkdir(parents=True)
     (folder / "keys").mkdir()
 
-    rng = _rng("anatomy", name, seed)
-    scanner = install(rng)
     rows: list[list[str]] = []
     canaries: set[str] = set()
-    join, files = habits.join_volumes if volumes else habits.join, 0
-    order = _rng("order", name, seed)
-    for patient, burden in zip(people, _burdens(rng, patients, volumes), strict=True):
+    join = habits.join_volumes if volumes else habits.join
+    for study in _studies(name, seed, clinic, people, habits, images, size, volumes):
+        for dataset, path in study.files:
+            _save(dataset, folder / "dicom" / path, habits)
+            canaries |= identifiers(dataset, path)
+        for (dataset, _), ill in zip(study.files, study.ill, strict=False):  # the last file may be what was drawn
+            keys = [str(dataset[keyword].value) for keyword in join]
+            rows.append([*keys, habits.words[0 if ill else 1]])
+
+    with (folder / "labels.csv").open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file, delimiter=habits.delimiter, lineterminator="\n")
+        table.writerow([*join.values(), habits.value])
+        table.writerows(rows)
+    (folder / "canaries.txt").write_text("".join(f"{line}\n" for line in sorted(canaries)), encoding="utf-8")
+    Signer.create(folder / "keys" / f"{name}.key", name, seed=_secret("key", name, seed))
+    (folder / "README.md").write_text(paperwork.readme(name, seed), encoding="utf-8")
+    (folder / "site.toml").write_text(site, encoding="utf-8")
+    return folder / "site.toml"
+
+
+@dataclass(frozen=True)
+class _Study:
+    """One patient's.
+
+    Attributes:
+        files: Its images, and of a volume what was drawn on it; each with its place in the folder of images.
+        ill: Whether there is a lesion in each image; of a volume, in all of it.
+    """
+
+    files: list[tuple[Dataset, PurePosixPath]]
+    ill: list[bool]
+
+
+def _studies(
+    name: str,
+    seed: int,
+    clinic: Clinic,
+    people: Sequence[Patient],
+    habits: Style,
+    images: int,
+    size: int,
+    volumes: bool,
+) -> Iterator[_Study]:
+    """Examine each patient."""
+    rng, order = _rng("anatomy", name, seed), _rng("order", name, seed)
+    scanner = install(rng)
+    files = 0
+    for patient, burden in zip(people, _burdens(rng, len(people), volumes), strict=True):
         slices, spots = examine(rng, scanner, count=images, size=size, burden=burden)
         uids = {kind: _uid(name, seed, patient.mrn, kind) for kind in ("study", "series", "frame")}
         numbers = order.permutation(images) + 1 if volumes else np.arange(1, images + 1)
@@ -133,24 +169,15 @@ def write_hospital(
             more = [_uid(name, seed, patient.mrn, "drawn", part) for part in ("series", "file", "dimensions")]
             found.append(draw(found, spots, habits.segment, more))
             places.append(PurePosixPath(f"drawn/{files:05d}"))
-        for dataset, path in zip(found, places, strict=True):
-            _save(dataset, folder / "dicom" / path, habits)
-            canaries |= identifiers(dataset, path)
         files += len(found)
-        labelled = zip(found[:1] if volumes else found, [spots] if volumes else spots, strict=True)
-        for dataset, spot in labelled:
-            keys = [str(dataset[keyword].value) for keyword in join]
-            rows.append([*keys, habits.words[0 if spot.any() else 1]])
+        yield _Study(
+            list(zip(found, places, strict=True)), [bool(spots.any())] if volumes else [s.any() for s in spots]
+        )
 
-    with (folder / "labels.csv").open("w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file, delimiter=habits.delimiter, lineterminator="\n")
-        table.writerow([*join.values(), habits.value])
-        table.writerows(rows)
-    (folder / "canaries.txt").write_text("".join(f"{line}\n" for line in sorted(canaries)), encoding="utf-8")
-    Signer.create(folder / "keys" / f"{name}.key", name, seed=_secret("key", name, seed))
-    (folder / "README.md").write_text(paperwork.readme(name, seed), encoding="utf-8")
-    (folder / "site.toml").write_text(site, encoding="utf-8")
-    return folder / "site.toml"
+
+def _require_within(key: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise ConfigError(f"phantom: {key}: must be from {low} to {high} (got {value})", "choose another")
 
 
 def _burdens(rng: np.random.Generator, patients: int, volumes: bool) -> NDArray[np.float64]:
