@@ -28,7 +28,17 @@ from models.ledger.events import START, Entry, Event, Record
 from models.ledger.keys import Signer
 from models.ledger.merkle import Tree
 from models.ledger.note import Checkpoint
-from models.ledger.reading import CHECKPOINT, LINES, MANIFESTS, PARTED, Opened, read, read_manifest, rewritten
+from models.ledger.reading import (
+    CHECKPOINT,
+    LINES,
+    MANIFESTS,
+    PARTED,
+    TAMPERED,
+    Opened,
+    read,
+    read_manifest,
+    rewritten,
+)
 
 _LOCK = "lock"
 _AFTER_SALT = b',"seq":'  # in the order of keys; what comes after it is no free text
@@ -130,8 +140,7 @@ class Ledger:
                 ledger = cls(signer, opened, number, resources)
                 ledger._recover(opened)
             except ProtocolError as error:
-                hint = "is this the right key? if it is, the folder was tampered with: keep it as it is"
-                raise Rewritten(str(error), hint) from error
+                raise Rewritten(str(error), error.hint or TAMPERED) from error
             except OSError as error:
                 raise NotAppended(f"{folder}: could not be recovered: {error.strerror}", _DISK) from error
             ledger._resources = resources.pop_all()

@@ -31,6 +31,10 @@ MAX_NOTES, MAX_MANIFEST = 2**16, 2**26
 """Bytes of the longest signed heads, and of the longest document, that are read; honest ones are far shorter."""
 
 TAMPERED = "keep the folder as it is, for whoever investigates, and restore a backup elsewhere"
+ANOTHER_KEY = (
+    "it begins with another key: use that one; or, if the key was replaced, move the folder away and keep it: it is that "
+    "key's evidence; if neither is so, the folder was put in the place of another"
+)
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,8 @@ def read(folder: Path | str, verifier: Verifier | None = None) -> Opened:
     except UnicodeDecodeError:
         raise Malformed(f"{folder / CHECKPOINT}: is not UTF-8 text", TAMPERED) from None
     except (BadSignature, Malformed) as error:
-        raise type(error)(f"{folder / CHECKPOINT}: {error}", TAMPERED) from error
+        hint = TAMPERED if opening.get("vkey") == verifier.vkey else ANOTHER_KEY
+        raise type(error)(f"{folder / CHECKPOINT}: {error}", hint) from error
     if (opening.get("origin"), opening.get("vkey")) != (head.origin, verifier.vkey):
         raise rewritten(path, "line 1 names another origin or key than the signed head")
     covered, pending = records[: head.size], records[head.size :]

@@ -433,7 +433,15 @@ def test_where_there_is_no_ledger_it_says_so(tmp_path: Path) -> None:
 def test_a_key_that_is_not_the_ledgers_cannot_write_it(folder: Path) -> None:
     with pytest.raises(Rewritten) as caught:
         Ledger.open(folder, SOUTH)
-    assert "right key" in caught.value.hint
+    assert "begins with another key" in caught.value.hint
+
+
+def test_whoever_damages_the_signature_is_not_told_of_another_key(folder: Path) -> None:
+    note = (folder / "checkpoint").read_text()
+    replace(folder / "checkpoint", note.replace("— north ", "— south ").encode())
+    with pytest.raises(BadSignature) as caught:
+        read(folder, NORTH.verifier)
+    assert "keep the folder as it is" in caught.value.hint
 
 
 def test_a_reader_needs_neither_the_key_nor_write_access(folder: Path) -> None:
