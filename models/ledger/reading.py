@@ -32,8 +32,8 @@ MAX_NOTES, MAX_MANIFEST = 2**16, 2**26
 
 TAMPERED = "keep the folder as it is, for whoever investigates, and restore a backup elsewhere"
 ANOTHER_KEY = (
-    "it begins with another key: use that one; or, if the key was replaced, move the folder away and keep it: it is that "
-    "key's evidence; if neither is so, the folder was put in the place of another"
+    "it begins with another key: use that one; or, if the key was replaced, move the folder away and keep it: it is "
+    "that key's evidence; if neither is so, the folder was put in the place of another"
 )
 
 
