@@ -1,13 +1,14 @@
 """What one ledger proves on its own."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from aggregator.audit.course import Course
 from aggregator.audit.reader import Reader
 from models.errors import BadSignature, IntramuralError, LedgerError, Rewritten
-from models.ledger import Checkpoint, Opened, Verifier, cosigners, read, read_partings
+from models.ledger import Checkpoint, Event, Opened, Verifier, cosigners, read, read_partings
 from models.ledger.vocabulary import explain
 
 
@@ -71,6 +72,7 @@ def verify(folder: Path | str, verifier: Verifier | None = None) -> Verdict:
         return Verdict(str(folder), verifier.name if verifier else "?", unread=unread, problems=[problem])
     problems = [f"line {record.seq + 1}: {what}" for record in opened.records if (what := explain(record))]
     readable = [record for record in opened.records if not explain(record)] if problems else opened.records
+    course = [] if problems else list(_course(opened))  # of a line that cannot be read, nothing follows
     reader = Reader(opened)
     for step in (reader.learn, reader.check):
         for record in readable:
@@ -78,7 +80,7 @@ def verify(folder: Path | str, verifier: Verifier | None = None) -> Verdict:
                 step(record)
             except IntramuralError as error:
                 problems.append(f"line {record.seq + 1}: {error}")
-    problems += _parted(opened, reader.keys)
+    problems += [*course, *_parted(opened, reader.keys)]
     if opened.incomplete:
         problems.append("the last line is incomplete")
     return Verdict(
@@ -95,6 +97,19 @@ def verify(folder: Path | str, verifier: Verifier | None = None) -> Verdict:
         unsigned=opened.unsigned,
         problems=problems,
     )
+
+
+def _course(opened: Opened) -> Iterator[str]:
+    """How the lines of a coordinator contradict each other on what became of which model."""
+    courses: dict[str | None, Course] = {}
+    for record in opened.records:
+        try:
+            if record.event == Event.STUDY_CREATED:
+                courses[record.study] = Course(opened, record)
+            elif record.study in courses:
+                yield from (f"line {record.seq + 1}: {what}" for what in courses[record.study].follow(record))
+        except IntramuralError:
+            continue  # a document is not what the line says, as whoever reads the line itself says
 
 
 def _parted(opened: Opened, keys: Mapping[str | None, Mapping[str, Verifier]]) -> list[str]:

@@ -79,7 +79,7 @@ def documents(record: Record) -> list[str]:
     """Digests of the documents that a line names."""
     body: dict[str, Any] = record.body
     named = [body["statement"]["body"]] if "statement" in body else []
-    return [*named, *([body["agreement"]] if "agreement" in body else [])]
+    return [*named, *(body[name] for name in ("agreement", "decision", "evidence") if name in body)]
 
 
 def offered(records: Iterable[Record], study: str, to: str) -> dict[str, Record]:

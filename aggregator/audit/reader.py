@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from aggregator.audit import lines
+from aggregator.audit.course import read_document
+from models.canonical import canonical, digest
 from models.errors import BadSignature, Malformed, Replayed
 from models.exchange.statement import GENESIS, Statement, receipt_bytes, signing_bytes
 from models.ledger import Checkpoint, Event, Opened, Record, Verifier
@@ -23,6 +25,20 @@ _TOLD: Mapping[Event, tuple[str, ...]] = {
     Event.REFUSAL_RECEIVED: ("code",),
 }
 """What a line repeats of the document that its statement names."""
+
+_POLICY = (Event.LOG_OPENED, Event.POLICY_CHANGED)
+_AGREED: Mapping[Event, Mapping[str, str]] = {
+    Event.STUDY_CREATED: {"name": "name", "model": "initial"},
+    Event.STUDY_APPROVED: {
+        "name": "name",
+        "purpose": "purpose",
+        "recipient": "coordinator",
+        "recipient_key": "coordinator_key",
+    },
+}
+"""What a line repeats of the agreement that it names, and how it is called there, or in its plan."""
+
+_DECIDED = {Event.STUDY_APPROVED: "approve", Event.STUDY_REVOKED: "revoke"}
 
 
 class Reader:
@@ -43,6 +59,7 @@ class Reader:
         self._sent: dict[str, str] = {}  # to whom, by xid
         self._newest: dict[tuple[str, str, str], Statement] = {}  # by study, sender and receiver
         self._kept: set[str] = set()  # documents that are there, each read once
+        self._policy = ""  # digest of this hospital's, as the newest line of it says
 
     def learn(self, record: Record) -> None:
         """Take in whose key a line names.
@@ -67,12 +84,33 @@ class Reader:
             self._check_receipt(record, keys)
         elif "statement" in record.body:
             self._check_statement(record, keys)
+        if "policy" in record.body and record.event in _POLICY:
+            self._policy = digest(canonical(record.body["policy"]))
         for name in lines.documents(record):
             if record.event in _TOLD:
                 _require_told(record, self._opened.manifest(name))
             elif name not in self._kept:
                 self._opened.manifest(name)
             self._kept.add(name)
+        if record.event in _AGREED:
+            self._check_agreement(record)
+        if "decision" in record.body:
+            decision = read_document(self._opened, record.body["decision"])
+            if (decision.get("action"), decision.get("study")) != (_DECIDED[record.event], record.study):
+                raise Malformed("the decision that it names is another one")
+
+    def _check_agreement(self, record: Record) -> None:
+        """See that a line tells of a study what its agreement says, and that the policy is this hospital's."""
+        body = record.body
+        agreement = read_document(self._opened, body["agreement"])
+        plan = agreement.get("plan")
+        if body["agreement"] != record.study or not isinstance(plan, dict):
+            raise Malformed("its agreement is of another study")
+        for name, said in _AGREED[record.event].items():
+            if body[name] != {**agreement, **plan}.get(said):
+                raise Malformed(f"its {name} is not the one in the agreement that it names")
+        if body.get("policy", self._policy) != self._policy:
+            raise Malformed("its policy is not the one that the lines before it say")
 
     def _check_receipt(self, record: Record, keys: Mapping[str, Verifier]) -> None:
         xid = record.body["xid"]

@@ -136,7 +136,7 @@ def absorb(site: Site, signer: Signer, ledger: Ledger) -> None:
         LedgerError: The ledger cannot be written; the files stay.
     """
     for path, decision in waiting(site, signer.verifier, set_aside=True):
-        mark = {"by": "person", "decision": digest(decision.encode())}
+        mark = {"by": "person", "decision": ledger.store(decision.encode())}
         if not any(r.body.get("decision") == mark["decision"] for r in ledger.of(*WORDS)):
             if decision.agreement is None:
                 entry = Entry(Event.STUDY_REVOKED, {"name": decision.name, **mark}, study=decision.study)
@@ -154,7 +154,7 @@ def approved(site: Site, ledger: Ledger, agreement: Agreement, **mark: str) -> E
         site: This hospital.
         ledger: Its ledger.
         agreement: The study.
-        mark: `by`: `person` or `policy`; and the digest of a person's decision.
+        mark: `by`: `person` or `policy`; and the digest of a person's decision, which is kept there too.
     """
     body: dict[str, Any] = {
         "agreement": ledger.store(agreement.encode()),

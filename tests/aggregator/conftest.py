@@ -24,7 +24,7 @@ from aggregator.grid import StudyGrid
 from aggregator.history import History, read_history
 from aggregator.rounds import Outcome, run
 from aggregator.study import Study
-from models.canonical import canonical
+from models.canonical import canonical, digest
 from models.exchange import wire
 from models.exchange.channel import Channel
 from models.exchange.documents import Agreement, Closing, Document, Order
@@ -121,7 +121,7 @@ class Hospital:
                     "purpose": agreement.plan.purpose,
                     "recipient": hub.name,
                     "recipient_key": hub.vkey,
-                    "policy": "ab" * 32,
+                    "policy": digest(canonical({})),
                     "by": "policy",
                 }
                 self.ledger.append(Entry(Event.STUDY_APPROVED, body, study=agreement.study))
