@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from aggregator import writing_cli
 from models.console import FAILED, OK, UNVERIFIED, printable, run_command, show_json, show_lines, show_table
+from models.errors import ConfigError
 
 if TYPE_CHECKING:
     from aggregator.audit import Checked, Origin
@@ -25,6 +26,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     one = commands.add_parser("verify", help="check a ledger against its signed head, line by line")
     one.add_argument("ledger", type=Path, nargs="+", help="ledger folder, or the study or work folder it is in")
     one.add_argument("--key", help="the public key (vkey) it must be signed with; by default the one it names")
+    one.add_argument(
+        "--seen",
+        type=Path,
+        nargs="+",
+        action="extend",
+        default=[],
+        help="files of `prove`, or a release's release.proof, whose heads it must continue",
+    )
     _json(one)
     one.set_defaults(run=_verify)
 
@@ -75,10 +84,15 @@ def _json(parser: argparse.ArgumentParser) -> None:
 def _verify(arguments: argparse.Namespace) -> int:
     from aggregator.audit import verify
     from aggregator.audit.ledgers import ledger_folder
+    from aggregator.audit.proofs import load
     from models.ledger import Verifier
 
     verifier = Verifier.parse(arguments.key) if arguments.key else None
-    verdicts = [verify(ledger_folder(path), verifier) for path in arguments.ledger]
+    seen = [load(path) for path in arguments.seen]
+    verdicts = [verify(ledger_folder(path), verifier, seen) for path in arguments.ledger]
+    for path, proof in zip(arguments.seen, seen, strict=True):
+        if proof.verifier.vkey not in {verdict.vkey for verdict in verdicts}:
+            raise ConfigError(f"--seen {path}: is from the ledger of {proof.verifier.name}", "give that ledger too")
     if arguments.json:
         show_json([verdict.as_json() for verdict in verdicts])
     else:
@@ -137,6 +151,7 @@ def _reconcile(arguments: argparse.Namespace) -> int:
 
 def _show(arguments: argparse.Namespace) -> int:
     from aggregator.audit.ledgers import ledger_folder
+    from aggregator.audit.lines import require_readable
     from models.canonical import canonical, digest
     from models.ledger import read
 
@@ -144,6 +159,7 @@ def _show(arguments: argparse.Namespace) -> int:
     if arguments.json:
         show_json([record.values() for record in opened.records])
         return OK
+    require_readable(opened)
     rows = []
     for record in opened.records:
         statement = record.body.get("statement", {})
@@ -177,9 +193,11 @@ def _check(arguments: argparse.Namespace) -> int:
 
     keys = [Verifier.parse(key) for key in arguments.key]
     found = [_checked(path, keys) for path in arguments.proof]
+    forks = _forks(arguments.proof, found)
+    ok = not forks and all(item.ok for item in found)
     if arguments.json:
         show_json([item.as_json() for item in found])
-        return OK if all(item.ok for item in found) else UNVERIFIED
+        return OK if ok else UNVERIFIED
     for path, item in zip(arguments.proof, found, strict=True):
         if isinstance(item, Origin):
             _show_origin(item)
@@ -198,7 +216,25 @@ def _check(arguments: argparse.Namespace) -> int:
         for name, key in item.keys.items():
             show_lines(f"  {name}: {key} ({'the key given' if name in item.trusted else 'as the file says'})")
         _show_problems(item)
-    return OK if all(item.ok for item in found) else UNVERIFIED
+    show_lines(*(f"FAILED: {problem}" for problem in forks))
+    return OK if ok else UNVERIFIED
+
+
+def _forks(paths: "Sequence[Path]", found: "Sequence[Checked | Origin]") -> list[str]:
+    """Which of several files show two heads of one ledger that cannot both be true."""
+    from aggregator.audit import Origin
+
+    heads: dict[tuple[str, str, int], tuple[Path, bytes]] = {}
+    forks = []
+    for path, item in zip(paths, found, strict=True):
+        if item.head is None:
+            continue
+        key = item.vkey if isinstance(item, Origin) else item.keys[item.party]
+        ledger = key, item.head.origin, item.head.size
+        first, root = heads.setdefault(ledger, (path, item.head.root))
+        if root != item.head.root:
+            forks.append(f"{first} and {path}: {item.party} signed two different ledgers of {item.head.size} lines")
+    return forks
 
 
 def _checked(path: Path, keys: "Sequence[Verifier]") -> "Checked | Origin":

@@ -30,6 +30,9 @@ from models.plan import Plan
 MAX_EXAMPLES = 1_000_000
 """No hospital has more images or patients in one study."""
 
+LEAST_LOSS = 5e-7
+"""No hospital tells a smaller one where it weighs: half of the last decimal that a policy can ask for."""
+
 _ANSWERS = {"survey": Kind.SURVEY, "train": Kind.UPDATE, "evaluate": Kind.REPORT, "close": Kind.CLOSING}
 _UNITS = {"patients": "patients", "images": "images", "equal": "silos"}
 
@@ -89,8 +92,9 @@ def check(received: Received, asked: Asked, plan: Plan, spec: Spec) -> Manifest 
     if any(abs(value) > MAX_METRIC for value in manifest.metrics.values()):
         raise Malformed("tells a number that no metric has", detail="metric")
     if statement.kind is Kind.UPDATE:
-        if plan.strategy.weighs_by_loss and (manifest.evaluated is None or manifest.metrics.get("loss", -1) < 0):
-            raise Malformed("tells no loss of at least 0, by which qfedavg weighs", detail="metric")
+        loss = manifest.metrics.get("loss", 0.0) if manifest.evaluated else 0.0
+        if plan.strategy.weighs_by_loss and loss < LEAST_LOSS:
+            raise Malformed(f"tells no loss of at least {LEAST_LOSS}, by which qfedavg weighs", detail="metric")
         _check_update(manifest, received, plan, spec)
     elif manifest.digest is not None or envelope.vector is not None:
         raise Malformed("is a report, but names arrays", detail="report")

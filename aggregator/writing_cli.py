@@ -48,6 +48,10 @@ def _export(arguments: argparse.Namespace) -> int:
     from models.ledger import Verifier
 
     folder = ledger_folder(arguments.ledger)
+    _require_files(folder, "--out", arguments.out)
+    _require_files(folder, "--cursor", arguments.cursor)
+    if arguments.out and arguments.cursor and arguments.out.resolve() == arguments.cursor.resolve():
+        raise ConfigError(f"--cursor {arguments.cursor}: is the file that is written", "give the cursor another name")
     verifier = Verifier.parse(arguments.key) if arguments.key else None
     name = arguments.format or ("dicom" if arguments.to else None)
     if name is None:
@@ -95,8 +99,11 @@ def _report(arguments: argparse.Namespace) -> int:
 
     if not (arguments.out or arguments.markdown):
         raise ConfigError("--out and --markdown are missing", "give at least one file to write")
+    folder = ledger_folder(arguments.ledger)
+    _require_files(folder, "--out", arguments.out)
+    _require_files(folder, "--markdown", arguments.markdown)
     page = report(
-        ledger_folder(arguments.ledger),
+        folder,
         aggregator=arguments.aggregator and ledger_folder(arguments.aggregator),
         view=arguments.view,
         verifier=Verifier.parse(arguments.key) if arguments.key else None,
@@ -107,3 +114,13 @@ def _report(arguments: argparse.Namespace) -> int:
             publish(path, write(page).encode())
             print(path)
     return OK if page.ok else UNVERIFIED
+
+
+def _require_files(ledger: Path, option: str, path: Path | None) -> None:
+    """Refuse to write where a folder is, or over a part of the ledger."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise ConfigError(f"{option} {path}: is a folder", "name a file in it")
+    if path.resolve().is_relative_to(ledger.resolve()):
+        raise ConfigError(f"{option} {path}: lies within the ledger, which nothing else may write", "name another file")

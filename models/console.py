@@ -59,7 +59,7 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> 
         _complain(f"{error.filename or 'this machine'}: {error.strerror}", hint)
         return FAILED
     except ImportError as error:
-        hint = "run: pip install 'intramural[silo]'"
+        hint = "run: pip install 'intramural[silo]'; what neither trains nor simulates needs intramural alone"
         _complain(f"this command needs {error.name}, which cannot be imported: {error}", hint)
         return FAILED
     except KeyboardInterrupt:

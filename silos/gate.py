@@ -246,7 +246,7 @@ def release(
         Unusable: The update holds NaN or infinity.
     """
     plan = agreement.plan
-    metrics, withheld = _metrics(policy, update, plan.metrics)
+    metrics, withheld = _metrics(policy, update, plan)
     told = Manifest(
         base=update.base,
         spec=spec.digest,
@@ -372,19 +372,20 @@ def _tenths(share: float) -> float:
     return math.floor(share * 10) / 10
 
 
-def _metrics(
-    policy: Policy, update: Update, wanted: list[MetricName]
-) -> tuple[dict[MetricName, float], list[MetricName]]:
+def _metrics(policy: Policy, update: Update, plan: Plan) -> tuple[dict[MetricName, float], list[MetricName]]:
     """The metrics that may leave, rounded, and the names of those asked for that may not."""
-    allowed = tellable(policy, wanted, update.evaluated_patients, update.rarest)
+    allowed = tellable(policy, plan.metrics, update.evaluated_patients, update.rarest)
     metrics: dict[MetricName, float] = {}
     withheld: list[MetricName] = []
-    for name in sorted(set(wanted)):
+    for name in sorted(set(plan.metrics)):
         value = update.metrics.get(name)
         if name in allowed and value is not None and abs(value) <= MAX_METRIC:
             metrics[name] = _rounded(float(value), policy.decimals)
         else:
             withheld.append(name)
+    if plan.strategy.weighs_by_loss and "loss" in metrics:
+        # One that is rounded to 0 would be taken for a millionth of what it is, and stop the whole federation.
+        metrics["loss"] = max(metrics["loss"], 0.5 * 10.0**-policy.decimals)
     return metrics, withheld
 
 

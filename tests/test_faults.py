@@ -86,15 +86,16 @@ def test_scaffolds_variate_is_the_mean_of_the_hospitals_own_whatever_gets_lost(
     assert replay(tmp_path / "study").problems == []
 
 
-def test_replay_finds_an_order_that_names_another_round_than_the_one_that_counted(
+def test_an_order_that_names_another_round_than_the_one_that_counted_is_found(
     write_plan: Callable[..., Path], hospitals: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Visit, "counted", lambda visit: dict.fromkeys(visit.kinds))
     plan = write_plan(strategy='name = "scaffold"', weights="equal", more="keep_updates = true")
     with Study.create(plan, tmp_path / "study") as study, LocalGrid(hospitals) as grid:
         run(study, grid)
-    what = "names round None as the last that counted its update, not 1"
-    assert replay(tmp_path / "study").problems == [f"round 2: the order to {name} {what}" for name in NAMES]
+    what = "does not name round 1 as the last that counted its update"
+    found = replay(tmp_path / "study").problems
+    assert [problem.partition(": ")[2] for problem in found] == [f"the order to {name} {what}" for name in NAMES]
 
 
 def test_a_slow_silo_is_late_where_the_study_drops_stragglers(play: Play) -> None:

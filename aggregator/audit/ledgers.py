@@ -1,11 +1,12 @@
 """What one ledger proves on its own."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from aggregator.audit.course import Course
+from aggregator.audit.proofs import Proof
 from aggregator.audit.reader import Reader
 from models.errors import BadSignature, IntramuralError, LedgerError, Rewritten
 from models.ledger import Checkpoint, Event, Opened, Verifier, cosigners, read, read_partings
@@ -55,13 +56,14 @@ class Verdict:
         return {**{name: value for name, value in vars(self).items() if name != "acknowledged"}, "ok": self.ok}
 
 
-def verify(folder: Path | str, verifier: Verifier | None = None) -> Verdict:
+def verify(folder: Path | str, verifier: Verifier | None = None, seen: Sequence[Proof] = ()) -> Verdict:
     """Check one ledger: its lines, every word and signature in them, and the documents they name.
 
     Args:
         folder: The ledger's folder.
         verifier: The key it must be signed with; by default the key that it names itself, which shows
             only that nobody without that key changed it.
+        seen: Proof files from elsewhere: of those made from this ledger it must continue the heads.
     """
     folder = Path(folder)
     try:
@@ -80,7 +82,7 @@ def verify(folder: Path | str, verifier: Verifier | None = None) -> Verdict:
                 step(record)
             except IntramuralError as error:
                 problems.append(f"line {record.seq + 1}: {error}")
-    problems += [*course, *_parted(opened, reader.keys)]
+    problems += [*course, *_parted(opened, reader.keys), *_left(opened, seen)]
     if opened.incomplete:
         problems.append("the last line is incomplete")
     return Verdict(
@@ -97,6 +99,22 @@ def verify(folder: Path | str, verifier: Verifier | None = None) -> Verdict:
         unsigned=opened.unsigned,
         problems=problems,
     )
+
+
+def _left(opened: Opened, seen: Sequence[Proof]) -> Iterator[str]:
+    """Heads of this ledger that were seen elsewhere, and that it does not continue."""
+    for proof in seen:
+        if proof.verifier != opened.verifier:
+            continue
+        try:
+            head = Checkpoint.open(proof.head, opened.verifier)
+        except IntramuralError as error:
+            yield f"the head of a proof file: {error}"
+            continue
+        if head.origin == opened.head.origin and (
+            head.size > opened.head.size or opened.tree.root(head.size) != head.root
+        ):
+            yield f"a proof file shows {head.size} lines of this ledger that are not those that are here"
 
 
 def _course(opened: Opened) -> Iterator[str]:

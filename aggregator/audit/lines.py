@@ -19,7 +19,7 @@ NAMING: Mapping[Event, tuple[str, str]] = {
 """The events by which a party takes another one's key for its own, and where name and key stand."""
 
 _SOFTWARE = {"python", "intramural", "torch", "monai", "numpy", "pandas", "pydicom", "nibabel", "flwr"}
-_VERSION = re.compile(r"[0-9]{1,4}(\.[0-9A-Za-z]{1,12}){1,3}(\+[0-9A-Za-z.]{1,16})?")
+_VERSION = re.compile(r"[0-9]{1,4}(\.[0-9A-Za-z]{1,12}){1,3}(\+[0-9A-Za-z.]{1,40})?")  # 2.6.0a0+ecf3bae40a.nv25.1
 
 Peer = tuple[str | None, str]
 """Study and name: a coordinator of the same name may have another key in another study."""

@@ -7,7 +7,8 @@ that tie them to the ledger's signed head, and that head. Together with the othe
 
 - The coordinator's key signed a ledger in which this study was created, with exactly the plan of
   `agreement.json`; in which this round combined these updates into a model of this digest; in which the study
-  was closed with that model; and in which exactly these files were released. No file was changed, lost or added.
+  was closed with that model; and in which exactly these files were released. No file was changed, lost or added,
+  none is of another kind than a release has, and the configurations run nothing but the toolkit's own inference.
 - The arrays of `models/model.safetensors` are that model, to the bit.
 - Each hospital whose update went in signed that update, and gave it for this round of this study.
 - Each hospital whose metrics are shown signed them, as those of this model on its own held-out patients.
@@ -18,6 +19,7 @@ true, or that the model is good for anything.
 """
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +35,23 @@ from models.exchange.model_file import file_digests
 from models.ledger import Checkpoint, Event, Record, Verifier
 
 PROOF, AGREEMENT, MODEL = "release.proof", "agreement.json", "models/model.safetensors"
+INFERENCE, METADATA, CARD, LICENCE = "configs/inference.json", "configs/metadata.json", "docs/README.md", "LICENSE"
 """Files of a release, by their path in its folder; the first is listed in no line, since it holds the lines."""
+
+PARTS = frozenset(
+    {
+        "silos.training.device_for",
+        "silos.inference.network",
+        "silos.inference.preprocessing",
+        "silos.inference.Cases",
+        "silos.inference.dicom_sources",
+        "silos.inference.inferer",
+        "silos.inference.postprocessing",
+        "silos.inference.Evaluator",
+        "silos.inference.written.write",
+    }
+)
+"""What a release's configurations may call. MONAI calls each `_target_`, and evaluates what begins with `$`."""
 
 _ONCE = (Event.STUDY_CREATED, Event.AGGREGATED, Event.STUDY_CLOSED, Event.MODEL_RELEASED)
 
@@ -219,11 +237,18 @@ def _measured(
 def _files(folder: Path, created: Record, released: Record, own: Verifier, problems: list[str]) -> int:
     """Compare the files with their list, and the model with the round's; the number of those that are right."""
     listed = {item["name"]: item for item in released.body["files"]}
+    kinds = {AGREEMENT, MODEL, INFERENCE, METADATA, CARD, LICENCE}
+    problems.extend(f"{name}: is no file that a release has" for name in sorted(listed.keys() - kinds))
     there = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()}
     # A file more is no small thing: MONAI runs what it finds beside a configuration, such as a logging.conf.
     problems.extend(f"{name}: is no file of this release" for name in sorted(there - listed.keys() - {PROOF}))
     right = {name for name, item in listed.items() if _is_whole(folder, name, item)}
     problems.extend(f"{name}: is not the file that was released" for name in sorted(listed.keys() - right))
+    for name in sorted({INFERENCE, METADATA} & right):
+        try:
+            problems.extend(f"{name}: {what}" for what in _runs(json.loads((folder / name).read_bytes())))
+        except (ValueError, RecursionError):
+            problems.append(f"{name}: is no JSON")
     if not {AGREEMENT, MODEL} <= right:
         problems.extend(f"{name}: was not released" for name in (AGREEMENT, MODEL) if name not in listed)
         return len(right)
@@ -240,6 +265,21 @@ def _files(folder: Path, created: Record, released: Record, own: Verifier, probl
     except Malformed as error:
         problems.append(str(error))
     return len(right)
+
+
+def _runs(value: Any) -> Iterator[str]:
+    """What a configuration would have MONAI run or read that no release needs."""
+    if isinstance(value, str):
+        if value.startswith(("$", "%")):  # an expression; a part of another file
+            yield "holds something to be evaluated"
+    elif isinstance(value, list):
+        for item in value:
+            yield from _runs(item)
+    elif isinstance(value, dict):
+        if value.get("_target_") not in (None, *PARTS):
+            yield "calls something else than the toolkit's own inference"
+        for item in value.values():
+            yield from _runs(item)
 
 
 def _is_whole(folder: Path, name: str, item: Mapping[str, Any]) -> bool:

@@ -15,6 +15,8 @@ from aggregator.audit.reconciliation import Reconciliation
 from models.errors import BadSignature, LedgerError
 from models.exchange.statement import GENESIS, Kind, receipt_bytes, signing_bytes
 from models.ledger import Checkpoint, Event, Opened, Record, Verifier, read, read_partings
+from models.ledger.disk import read_bounded
+from models.ledger.reading import CHECKPOINT, MAX_NOTES
 
 
 def reconcile(aggregator: Path | str, silo: Path | str) -> Reconciliation:
@@ -36,15 +38,23 @@ def reconcile(aggregator: Path | str, silo: Path | str) -> Reconciliation:
 
 
 def reconcile_each(aggregator: Path | str, silos: Iterable[Path | str]) -> list[Reconciliation]:
-    """Compare what the aggregator and each of some silos say; see `reconcile`. The aggregator's ledger is read once."""
+    """Compare what the aggregator and each of some silos say; see `reconcile`. The parties may be at work."""
     found, theirs = [], None
     for silo in silos:
         if Path(aggregator).is_file() or Path(silo).is_file():
             found.append(files.compare(Path(aggregator), Path(silo)))
             continue
         theirs = theirs or _readable(aggregator)
-        found.append(_compare(_study(theirs), theirs, _readable(silo)))
+        ours = _readable(silo)
+        found.append(_compare(_study(theirs), theirs, ours, later := _now(theirs)))
+        theirs = later
     return found
+
+
+def _now(opened: Opened) -> Opened:
+    """The ledger as it is by now; it is read again only if it has grown."""
+    grown = read_bounded(opened.folder / CHECKPOINT, MAX_NOTES) != opened.note.encode()
+    return _readable(opened.folder) if grown else opened
 
 
 def _readable(folder: Path | str) -> Opened:
@@ -60,7 +70,11 @@ def _study(opened: Opened) -> str:
     return created.study
 
 
-def _compare(study: str, theirs: Opened, ours: Opened) -> Reconciliation:
+def _compare(study: str, theirs: Opened, ours: Opened, later: Opened) -> Reconciliation:
+    """Compare two ledgers; `later` is theirs, read after ours.
+
+    What one side has received, the other one must have sent by the time that it is read, hence the second look.
+    """
     hub, name = theirs.verifier, ours.verifier.name
     enrolled = peers(theirs.records).get((study, name))
     if enrolled not in (None, ours.verifier):
@@ -75,9 +89,11 @@ def _compare(study: str, theirs: Opened, ours: Opened) -> Reconciliation:
             hint = "give the ledgers of one study"
             raise LedgerError(f"{ours.folder}: {name} took no part in the study of {theirs.folder}", hint)
         problems.append(f"{name} took part, but the aggregator's ledger never enrolled it")
-    problems += _contradictions("order", sent, got, hub) + _contradictions("reply", answered, taken, ours.verifier)
-    problems += _denied("order", theirs, sent, got, ours.verifier) + _denied("reply", ours, answered, taken, hub)
-    problems += _rewritten(theirs, [*heads(ours.records, study, hub.name), *_last_head(ours, study, hub)])
+    problems += _contradictions("order", offered(later.records, study, name), got, hub)
+    problems += _contradictions("reply", answered, taken, ours.verifier)
+    problems += _denied("order", theirs, sent, got, ours.verifier)
+    problems += _denied("reply", ours, answered, received(later.records, study, name), hub)
+    problems += _rewritten(later, [*heads(ours.records, study, hub.name), *_last_head(ours, study, hub)])
     problems += _rewritten(ours, [*heads(theirs.records, study, name), *_last_head(theirs, study, ours.verifier)])
     agreed_orders, agreed_replies = [x for x in sent if x in got], [x for x in answered if x in taken]
     return Reconciliation(

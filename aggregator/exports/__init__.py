@@ -1,8 +1,9 @@
 """A ledger for other systems: what a hospital's security desk, auditors and analysts can read.
 
-Every export reads a ledger with its public key, checks it as `intramural-audit verify` does, and makes one
-record of each signed line. Nothing is added: no host name, no user, no path, and no identifier that the
-ledger does not hold. Lines that no signed head covers yet are left for the next time.
+Every export reads a ledger with its public key, checks its lines against the signed head, and makes one record of
+each signed line; the signatures within the lines are `intramural-audit verify`'s to check. Nothing is added: no host
+name, no user, no path, and no identifier that the ledger does not hold. Lines that no signed head covers yet are left
+for the next time.
 
     fhir      FHIR R4 AuditEvent, one JSON object a line, for an audit repository
     dicom     DICOM PS3.15 A.5 audit message, XML, what PACS send; over syslog, the IHE ATNA form

@@ -3,13 +3,19 @@
     Syslog.to("syslog+tls://siem.example.org:6514", dicom, ca=Path("siem-ca.crt")).take(facts)
 
 Syslog has no answer that says "stored". So each batch has a connection of its own: all is sent, our side is
-closed, and it counts as taken once the receiver has closed its side in order. A receiver's system answers
-with a reset instead if the receiver left bytes unread, and a receiver that was never there cannot close:
-then everything is sent again. What a receiver has read and loses afterwards is beyond any syslog sender.
+closed, and it counts as taken once the receiver has closed its side in order and its system has acknowledged
+every byte. A receiver's system answers with a reset instead if the receiver left bytes unread, or was gone when
+they came, and a receiver that was never there cannot close: then everything is sent again. What a receiver has read
+and loses afterwards is beyond any syslog sender, and so is what a relay of TCP has acknowledged in its place.
 """
 
+import fcntl
+import os
 import socket
 import ssl
+import struct
+import termios
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +102,7 @@ class Syslog:
         try:
             parts = urlsplit(address)
             host, port = parts.hostname, parts.port
+            (host or "").encode("idna")  # as the resolver will
         except ValueError as error:
             raise ConfigError(f"{address}: {error}", _HINT) from None
         if parts.scheme != "syslog+tls" or not host or parts.path.strip("/") or parts.query or parts.username:
@@ -146,7 +153,7 @@ def message(fact: Fact, render: Callable[[Fact], bytes], dialect: Dialect) -> by
 
 
 def _close(secure: ssl.SSLSocket) -> None:
-    """Say that no more comes, and wait until the receiver has closed too.
+    """Say that no more comes, and wait until the receiver has closed too and nothing of ours is on the way.
 
     Raises:
         OSError: It reset the connection, having left bytes unread, or did not close in time.
@@ -154,7 +161,28 @@ def _close(secure: ssl.SSLSocket) -> None:
     try:
         secure.unwrap()
     except ssl.SSLEOFError:
-        return  # it closed without TLS's own goodbye, as rsyslog does, but in order
+        pass  # it closed without TLS's own goodbye, as rsyslog does, but in order
     except OSError as error:
         if error.errno != 0:  # 0: the same, as older OpenSSL says it
             raise
+    secure.shutdown(socket.SHUT_WR)  # what follows is plain TCP
+    while secure.recv(4096):
+        pass
+    end = time.monotonic() + (secure.gettimeout() or 0)
+    while _on_the_way(secure):  # a receiver that was killed closes before the reset for what came too late
+        _require_whole(secure)
+        if time.monotonic() > end:
+            raise TimeoutError("the log server closed before it had everything")
+        time.sleep(0.01)
+    _require_whole(secure)
+
+
+def _on_the_way(secure: ssl.SSLSocket) -> int:
+    """Bytes that the receiver's system has not acknowledged."""
+    (count,) = struct.unpack("i", fcntl.ioctl(secure.fileno(), termios.TIOCOUTQ, bytes(4)))
+    return int(count)
+
+
+def _require_whole(secure: ssl.SSLSocket) -> None:
+    if number := secure.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+        raise OSError(number, os.strerror(number))

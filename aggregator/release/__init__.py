@@ -22,9 +22,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from aggregator.audit.origin import AGREEMENT, MODEL, PROOF
+from aggregator.audit.origin import AGREEMENT, CARD, INFERENCE, LICENCE, METADATA, MODEL, PROOF
 from aggregator.audit.proving import prove_model
-from aggregator.release.bundle import INFERENCE, as_json, metadata
+from aggregator.release.bundle import CONFIGURATION, as_json, metadata
 from aggregator.release.card import card
 from aggregator.release.papers import Papers, papers
 from aggregator.study import Study
@@ -68,10 +68,10 @@ def release(study: Path, out: Path, *, licence: Path | None = None, exact_counts
         model = opened.load_model(told.round, told.model)
         files = {
             AGREEMENT: opened.agreement.encode(),
-            "configs/inference.json": as_json(INFERENCE),
-            "configs/metadata.json": as_json(metadata(told)),
-            "docs/README.md": as_markdown(card(told)).encode(),
-            **({} if licence is None else {"LICENSE": licence.read_bytes()}),
+            INFERENCE: as_json(CONFIGURATION),
+            METADATA: as_json(metadata(told)),
+            CARD: as_markdown(card(told)).encode(),
+            **({} if licence is None else {LICENCE: licence.read_bytes()}),
         }
         draft = out.with_name(f".{out.name}.part")
         shutil.rmtree(draft, ignore_errors=True)

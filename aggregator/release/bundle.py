@@ -30,7 +30,7 @@ STAYS = (
     " Only a hospital that took part can run it, with what it kept."
 )
 
-INFERENCE: Mapping[str, Any] = MappingProxyType(
+CONFIGURATION: Mapping[str, Any] = MappingProxyType(
     {
         "bundle_root": ".",
         "dataset_dir": "dicom",
@@ -72,7 +72,7 @@ INFERENCE: Mapping[str, Any] = MappingProxyType(
         },
     }
 )
-"""`configs/inference.json`, of every study."""
+"""`configs/inference.json`, of every study; what it calls, `audit.origin` lists for whoever checks it."""
 
 
 def as_json(content: Mapping[str, Any]) -> bytes:

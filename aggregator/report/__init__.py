@@ -17,8 +17,9 @@ from aggregator.exports.fact import Fact, band, filters, in_short, listed, text
 from aggregator.report.account import Account, Study, account
 from aggregator.report.views import gdpr, hipaa
 from models.drawing import bars, lines
-from models.errors import IntramuralError
+from models.errors import IntramuralError, LedgerError
 from models.ledger import Verifier, read
+from models.ledger.reading import LINES
 from models.page import Blank, Cell, Figure, Item, Page, Section, Table, Verdict, as_html, as_markdown
 
 VIEWS: Mapping[str, Callable[[Account], list[Section]]] = {"hipaa": hipaa, "gdpr": gdpr}
@@ -70,7 +71,7 @@ def _summary(found: Account) -> Section:
     shared = [fact for study in found.studies for fact in study.shared]
     rows: list[Sequence[Cell]] = [
         ("Ledger of", found.party),
-        ("Public key", found.opened.verifier.vkey),
+        ("Public key", text(found.opened.verifier.vkey)),
         ("Ledger's name", text(head.origin)),
         ("Signed lines", head.size),
         ("Root of their tree", head.root.hex()),
@@ -99,6 +100,8 @@ def _checks(ledger: Path, aggregator: Path | None, verdict: audit.Verdict, *, gi
     if aggregator is None:
         items.append("No second ledger was given, so nothing is said about whether the other side tells the same.")
         return Section("Do the signatures hold?", items)
+    if not (aggregator.is_file() or (aggregator / LINES).is_file()):  # a mistyped path is no alarm
+        raise LedgerError(f"{aggregator}: there is no ledger here", "give the study's folder, or a proof file")
     try:
         both = audit.reconcile(aggregator, ledger)
     except IntramuralError as error:
@@ -130,7 +133,7 @@ def _plan(study: Study) -> Table:
     unknown = "not kept beside this ledger"
     rows: list[Sequence[Cell]] = [("Identity (SHA-256)", study.digest), ("Purpose", study.purpose or unknown)]
     name, key = study.recipient
-    rows.append(("Recipient", f"{name} (key {key})" if name else "not recorded"))
+    rows.append(("Recipient", text(f"{name} (key {key})") if name else "not recorded"))
     if study.agreement:
         plan = study.agreement.plan
         rows += [

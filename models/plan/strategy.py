@@ -18,7 +18,7 @@
 
 The names are those of Flower's strategies, which has no SCAFFOLD, and so are the parameters but Krum's two; mu = 0 is
 FedAvg to the bit. The adaptive three are as Flower has them: `fedadam` with Adam's bias correction, which Reddi et al.
-leave out; all three start with a second moment of 0.
+leave out, counted from 2, where Kingma & Ba count from 1; all three start with a second moment of 0.
 """
 
 from collections.abc import Collection, Mapping

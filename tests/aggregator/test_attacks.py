@@ -212,6 +212,15 @@ SILO_ATTACKS: dict[str, Attack] = {
     ),
     "edits the order that it received": claims_an_order,
     "edits its approval": lambda lines, key: change(lines, find(lines, Event.STUDY_APPROVED, silo=""), name="other"),
+    "invents the purpose that it approved": lambda lines, key: change(
+        lines, find(lines, Event.STUDY_APPROVED, silo=""), purpose="Something that an ethics board did approve."
+    ),
+    "invents a person's decision": lambda lines, key: change(
+        lines, find(lines, Event.STUDY_APPROVED, silo=""), by="person", decision="ab" * 32
+    ),
+    "invents the policy of its approval": lambda lines, key: change(
+        lines, find(lines, Event.STUDY_APPROVED, silo=""), policy="ab" * 32
+    ),
     "deletes an update": lambda lines, key: without(lines, [find(lines, Event.UPDATE_OFFERED, 1)]),
     "deletes an update and numbers the others anew": lambda lines, key: silo_sends(
         without(lines, [find(lines, Event.UPDATE_OFFERED, 1)]), key
@@ -245,6 +254,14 @@ HUB_ATTACKS: dict[str, Attack] = {
         lines, find(lines, Event.UPDATE_RECEIVED, 1), weight=1.0
     ),
     "edits the sum": other_weights,
+    "leaves an accepted update out of the sum": lambda lines, key: change(
+        lines,
+        place := find(lines, Event.AGGREGATED, 1, silo=""),
+        inputs=[item for item in lines[place].body["inputs"] if item["silo"] != SILO],
+    ),
+    "makes a sum from another model": lambda lines, key: change(
+        lines, find(lines, Event.AGGREGATED, 1, silo=""), base="ab" * 32
+    ),
     "edits an order": lambda lines, key: hub_sends(restate(lines, find(lines, Event.ORDER_OFFERED, 1), nbytes=1), key),
     "edits an update that it received": lambda lines, key: restate(
         lines, find(lines, Event.UPDATE_RECEIVED, 1), nbytes=1

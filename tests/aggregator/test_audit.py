@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from aggregator.audit import reconcile, reconcile_each, verify
+from aggregator.audit import pairs, reconcile, reconcile_each, verify
 from models.errors import IntramuralError, LedgerError
 from models.exchange import wire
 from models.exchange.channel import Channel
 from models.exchange.documents import Refusal
 from models.exchange.statement import Kind, Statement, receipt_bytes
-from models.ledger import Entry, Event, Ledger, Signer, Verifier, read
+from models.ledger import Checkpoint, Entry, Event, Ledger, Opened, Signer, Verifier, read
 
 Toy = Any  # of conftest.py
 SILO = "north"
@@ -160,6 +160,32 @@ def test_several_hospitals_are_reconciled_in_one_reading_of_the_coordinators_led
 
 
 # What cannot be reconciled
+
+
+@pytest.mark.parametrize("event", [Event.ORDER_OFFERED, Event.UPDATE_RECEIVED, Event.EXCHANGE_RECEIPT])
+def test_what_happens_while_the_ledgers_are_read_is_no_contradiction(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, event: Event
+) -> None:
+    """The coordinator's ledger is read as it was in the middle of the study, and the hospital's at its end."""
+    ledger, silo = ledgers(finished)
+    early = tmp_path / "early"
+    shutil.copytree(ledger, early)
+    opened = read(ledger)
+    size = next(record.seq for record in opened.records if record.event == event and record.round in (None, 2)) + 1
+    (early / "ledger.jsonl").write_bytes(b"".join(record.line + b"\n" for record in opened.records[:size]))
+    head = Checkpoint(opened.head.origin, size, opened.tree.root(size))
+    (early / "checkpoint").write_text(head.sign(hub_key(finished)))
+    readable = pairs._readable
+
+    def slowly(folder: Path | str) -> Opened:
+        if Path(folder) == silo:
+            shutil.copytree(ledger, early, dirs_exist_ok=True)
+        return readable(folder)
+
+    monkeypatch.setattr(pairs, "_readable", slowly)
+    found = reconcile(early, silo)
+    assert found.problems == []
+    assert found.replies < reconcile(ledger, silo).replies
 
 
 def test_two_ledgers_that_share_no_study_do_not_agree(finished: Path, toy: Callable[..., Toy]) -> None:

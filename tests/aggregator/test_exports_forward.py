@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from aggregator.audit_cli import main as audit
 from aggregator.exports import DIALECTS, RENDERS, Fact, File, Syslog, facts, forward
 from aggregator.exports.cursor import Cursor
 from aggregator.exports.syslog import frame
@@ -355,11 +356,13 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextlib.contextmanager
-def receiver(pki: Path, behave: Callable[[ssl.SSLSocket], None]) -> Iterator[int]:
+def receiver(pki: Path, behave: Callable[[ssl.SSLSocket], None], buffer: int | None = None) -> Iterator[int]:
     """A log server that serves one connection as it likes; gives its port."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(pki / "server.crt", pki / "server.key")
     with socket.create_server(("127.0.0.1", 0)) as listening:
+        if buffer:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
 
         def serve() -> None:
             with contextlib.suppress(OSError):
@@ -403,6 +406,20 @@ def test_a_receiver_that_dies_with_bytes_unread_has_taken_nothing(ledger: Ledger
         to(port, pki).take(facts(read(ledger.folder)))
 
 
+def test_a_receiver_that_closes_while_bytes_are_on_the_way_has_taken_nothing(ledger: Ledger, pki: Path) -> None:
+    """As one that was killed over a slow line: its end comes before the answer to what came too late."""
+    done = threading.Event()
+
+    def leave(secure: ssl.SSLSocket) -> None:
+        socket.socket.shutdown(secure, socket.SHUT_WR)
+        done.wait(30)
+
+    with receiver(pki, leave, buffer=1) as port:
+        with pytest.raises(TimeoutError, match="before it had everything"):
+            to(port, pki, timeout=1).take(facts(read(ledger.folder)))
+        done.set()
+
+
 def test_a_receiver_that_never_closes_has_taken_nothing(ledger: Ledger, pki: Path) -> None:
     done = threading.Event()
     with receiver(pki, lambda secure: bool(done.wait(30)) and None) as port:
@@ -418,6 +435,38 @@ def test_a_receiver_with_a_strangers_certificate_gets_nothing(ledger: Ledger, pk
         with pytest.raises(IntramuralError, match="did not take line 1"):
             forward(ledger.folder, sink, tmp_path / "cursor", patience=30)  # and does not wait for them
     assert got in ([], [b""])
+
+
+@pytest.mark.parametrize("address", ["syslog+tls://exa mple..x", f"syslog+tls://{'a' * 64}"])
+def test_a_name_that_no_log_server_can_have_is_told(address: str) -> None:
+    with pytest.raises(ConfigError, match="idna"):
+        Syslog.to(address, RENDERS["cef"])
+
+
+# Where an export must not write
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--out", "{ledger}/ledger.jsonl"], "--out {ledger}/ledger.jsonl: lies within the ledger"),
+        (["--out", "{ledger}/ledger.jsonl", "--cursor", "{tmp}/c"], "lies within the ledger"),
+        (["--out", "{tmp}/x", "--cursor", "{ledger}/checkpoint"], "--cursor {ledger}/checkpoint: lies within"),
+        (["--out", "{tmp}/same", "--cursor", "{tmp}/same"], "same: is the file that is written"),
+        (["--out", "{tmp}"], "--out {tmp}: is a folder"),
+        (["--out", "{tmp}", "--cursor", "{tmp}/c"], "--out {tmp}: is a folder"),
+    ],
+)
+def test_an_export_writes_neither_over_a_ledger_nor_over_a_folder_nor_over_its_own_cursor(
+    ledger: Ledger, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], said: str
+) -> None:
+    places = {"ledger": ledger.folder, "tmp": tmp_path}
+    arguments = [word.format(**places) for word in more]
+    before = sorted(path.name for path in tmp_path.iterdir())
+    assert audit(["export", str(ledger.folder), "--format", "jsonl", *arguments]) == 1
+    assert said.format(**places) in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert read(ledger.folder).head == ledger.head
 
 
 # A real log server

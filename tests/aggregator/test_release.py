@@ -15,13 +15,13 @@ import pytest
 from flwr.app import Error
 
 from aggregator.audit import Proof, check, check_model, prove, verify
-from aggregator.audit.origin import AGREEMENT, MODEL, PROOF
+from aggregator.audit.origin import AGREEMENT, MODEL, PARTS, PROOF
 from aggregator.audit.proving import prove_model
 from aggregator.audit_cli import main as audit
 from aggregator.cli import main as aggregator
 from aggregator.exports.fact import facts
 from aggregator.release import papers, release
-from aggregator.release.bundle import INFERENCE, as_json, metadata
+from aggregator.release.bundle import CONFIGURATION, as_json, metadata
 from aggregator.release.card import card
 from aggregator.report import report
 from aggregator.study import Study
@@ -343,6 +343,53 @@ def test_whatever_is_changed_in_a_release_is_found(out: Path, what: str) -> None
     assert any(expected in problem for problem in problems), problems
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"network_def": '$__import__("os").system("id")'}, "inference.json: holds something to be evaluated"),
+        ({"dataset": {"data": ["%elsewhere.json::run"]}}, "inference.json: holds something to be evaluated"),
+        (
+            {"run": {"_target_": "silos.inference.written.os.system", "command": "id"}},
+            "inference.json: calls something",
+        ),
+        ({"run": {"_target_": ["os.system"]}}, "inference.json: calls something"),
+    ],
+    ids=["an expression", "another file", "what a module imports", "no name"],
+)
+def test_a_release_that_would_run_what_its_coordinator_wrote_is_found(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], said: str
+) -> None:
+    monkeypatch.setattr("aggregator.release.CONFIGURATION", {**CONFIGURATION, **change})
+    release(study, tmp_path / "model", exact_counts=True)
+    (problem,) = check_model(tmp_path / "model").problems
+    assert said in problem
+
+
+def test_a_file_that_no_release_has_is_found_although_it_was_released(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aggregator.release.LICENCE", "configs/logging.conf")
+    (tmp_path / "text").write_text("[loggers]")
+    release(study, tmp_path / "model", exact_counts=True, licence=tmp_path / "text")
+    assert check_model(tmp_path / "model").problems == ["configs/logging.conf: is no file that a release has"]
+
+
+def test_two_releases_from_two_pasts_of_one_ledger_are_found_side_by_side_and_by_the_ledger(
+    study: Path, out: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = Path(shutil.copytree(finished / "toy", tmp_path / "other"))
+    (tmp_path / "licence").write_text("Do what you like.")
+    release(other, tmp_path / "second", exact_counts=True, licence=tmp_path / "licence")
+    assert audit(["check", str(out)]) == audit(["check", str(tmp_path / "second")]) == 0
+    assert audit(["check", str(out), str(tmp_path / "second")]) == 3
+    assert "aggregator signed two different ledgers of" in capsys.readouterr().out
+    assert audit(["verify", str(study), "--seen", str(out / PROOF)]) == 0
+    assert audit(["verify", str(other), "--seen", str(out / PROOF), str(tmp_path / "second" / PROOF)]) == 3
+    assert "lines of this ledger that are not those that are here" in capsys.readouterr().out
+    assert audit(["verify", str(finished / "north"), "--seen", str(out / PROOF)]) == 1
+    assert "is from the ledger of aggregator" in capsys.readouterr().err
+
+
 def test_a_release_without_its_proof_or_with_anothers_is_none(
     out: Path, finished: Path, toy: Callable[..., Toy], tmp_path: Path
 ) -> None:
@@ -479,7 +526,7 @@ def test_no_configuration_of_a_release_holds_anything_that_monai_would_evaluate(
     for name in ("inference", "metadata"):
         content = json.loads((out / "configs" / f"{name}.json").read_bytes())
         assert not [text for text in texts(content) if text.startswith(("$", "%"))]
-    assert (out / "configs" / "inference.json").read_bytes() == as_json(INFERENCE)
+    assert (out / "configs" / "inference.json").read_bytes() == as_json(CONFIGURATION)
 
 
 def test_words_of_a_plan_do_nothing_in_metadata_and_card(study: Path) -> None:
@@ -518,7 +565,7 @@ def test_software_that_is_no_version_is_neither_in_the_card_nor_in_the_proof(
     secret = "Quillfeather^Ottoline"
     plain = made.hospitals["east"].manifest
     made.hospitals["east"].manifest = lambda order, vector, **more: plain(
-        order, vector, **{"software": {"python": secret, "note": secret, "torch": "2.13.0+cpu"}, **more}
+        order, vector, **{"software": {"python": secret, "note": secret, "torch": "2.6.0a0+ecf3bae40a.nv25.1"}, **more}
     )
     made.run()
     made.close()
@@ -526,12 +573,12 @@ def test_software_that_is_no_version_is_neither_in_the_card_nor_in_the_proof(
     assert not [name for name, content in files(tmp_path / "out").items() if secret.encode() in content]
     found = check_model(tmp_path / "out")
     assert (found.problems, sorted(found.measured)) == ([], ["north", "south", "west"])
-    assert "| east | - | 2.13.0\\+cpu |" in (tmp_path / "out" / "docs" / "README.md").read_text()
+    assert "| east | - | 2.6.0a0\\+ecf3bae40a.nv25.1 |" in (tmp_path / "out" / "docs" / "README.md").read_text()
 
 
 def test_no_part_of_a_bundle_has_the_name_of_a_module_which_some_pythons_would_find_instead() -> None:
-    named = set(re.findall(r'"_target_": ?"([^"]+)"', as_json(INFERENCE).decode()))
-    assert len(named) >= 8
+    named = set(re.findall(r'"_target_": ?"([^"]+)"', as_json(CONFIGURATION).decode()))
+    assert named == PARTS
     for name in named:
         with pytest.raises(ModuleNotFoundError):
             importlib.import_module(name)

@@ -398,7 +398,9 @@ def test_a_changed_memory_is_found_before_it_is_used(toy: Callable[..., Toy]) ->
     again.close()
 
 
-@pytest.mark.parametrize("changes", [{"metrics": {"auc": 0.5}}, {"metrics": {"loss": -1.0}}, {"evaluated": None}])
+@pytest.mark.parametrize(
+    "changes", [{"metrics": {"auc": 0.5}}, {"metrics": {"loss": -1.0}}, {"metrics": {"loss": 0.0}}, {"evaluated": None}]
+)
 def test_qfedavg_refuses_an_update_without_a_loss(toy: Callable[..., Toy], changes: dict[str, Any]) -> None:
     made = toy(rounds=2, min_silos=3, strategy=told("qfedavg"))
     made.poison("west", lambda hospital, order, answers: wire.pack(hospital.update(order, answers, **changes)))

@@ -407,6 +407,15 @@ def test_an_update_that_cannot_be_used_for_want_of_a_loss_stays(agree: Agree) ->
     assert release(few, agree()).manifest.withheld == ["loss"]
 
 
+@pytest.mark.parametrize(("decimals", "told"), [(0, 0.5), (3, 0.0005), (6, 5e-7)])
+def test_a_loss_that_weighs_is_never_rounded_to_0(agree: Agree, decimals: int, told: float) -> None:
+    nearly = update(metrics={"loss": 1e-7, "auc": 0.5})
+    rules = policy(decimals=decimals)
+    assert release(nearly, agree(strategy=QFEDAVG), rules).manifest.metrics["loss"] == told
+    assert release(nearly, agree(), rules).manifest.metrics["loss"] == 0
+    assert release(update(metrics={"loss": 0.6, "auc": 0.5}), agree(strategy=QFEDAVG)).manifest.metrics["loss"] == 0.6
+
+
 def test_too_few_patients_are_refused_before_anything_is_trained() -> None:
     gate.require_patients(policy(), 6)
     with pytest.raises(PolicyError) as caught:
