@@ -113,7 +113,7 @@ class Study:
         content = Plan.load(plan_path)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ConfigError(f"{folder}: exists already", "open it, or choose another folder; nothing is overwritten")
-        spec, vector = load_vector(Path(initial)) if initial else _initial_model(content, plan_path)
+        spec, vector = load_vector(Path(initial)) if initial else initial_model(content, plan_path)
         if key is not None and Signer.load(key).name != content.coordinator:
             raise ConfigError(
                 f"{plan_path}: coordinator: is {content.coordinator!r}, the key is of {Signer.load(key).name!r}",
@@ -359,8 +359,16 @@ def _stamp(path: Path) -> tuple[int, ...]:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def _initial_model(plan: Plan, source: Path) -> tuple[Spec, Vector]:
-    """Build the plan's network here; the only place where a coordinator may want torch."""
+def initial_model(plan: Plan, source: Path | str) -> tuple[Spec, Vector]:
+    """Build the plan's network here; the only place where a coordinator may want torch.
+
+    Args:
+        plan: The study.
+        source: Where it is written, for errors.
+
+    Raises:
+        ConfigError: The network cannot be built as the plan asks for it, or torch is not installed.
+    """
     try:
         from models import tasks
     except ImportError as error:

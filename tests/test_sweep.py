@@ -1,6 +1,7 @@
 """A sweep over hospitals that were made of one data set: real studies, resumed, compared, written down."""
 
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from aggregator import LocalGrid, Study, run
 from aggregator.audit import reconcile
 from aggregator.cli import main
 from aggregator.history import History, read_study
-from aggregator.sweep import Outcome, Run, sweep
+from aggregator.sweep import Outcome, Run, running, sweep
 from aggregator.sweep.running import carry_out_all
 from models.errors import ConfigError
 from silos.derived import derive
@@ -198,18 +199,61 @@ def test_a_run_that_fails_is_told_and_does_not_stop_the_others(
     folder, _, _ = swept
     (tmp_path / "study.toml").write_text(PLAN)
     text = SWEEP.replace("parts/", f"{folder}/parts/").replace("seeds = [1, 2]", "seeds = [1]")
-    (tmp_path / "sweep.toml").write_text(text + '[[arms]]\nlabel = "many"\nmin_silos = 3\n')
+    (tmp_path / "sweep.toml").write_text(text + '[[arms]]\nlabel = "damaged"\nrounds = 1\n')
     shutil.copytree(folder / "out" / "runs", tmp_path / "out" / "runs")
+    (tmp_path / "out" / "runs" / "damaged" / "seed-1" / "study").mkdir(parents=True)
     told: dict[str, str] = {}
 
     def ended(run: Run, problem: str) -> None:
         told[run.arm.label] = problem
 
     outcome = sweep(tmp_path / "sweep.toml", tmp_path / "out", ended)
-    assert list(told) == ["many"]
-    assert "min_silos: 3 are required, 2 silos take part" in told["many"]
+    assert list(told) == ["damaged"]
+    assert "is no study folder" in told["damaged"]
     assert len(outcome.histories) == 2
-    assert told["many"].split(" (")[0] in (tmp_path / "out" / "sweep.html").read_text()
+    assert told["damaged"].split(" (")[0] in (tmp_path / "out" / "sweep.html").read_text()
+
+
+NETWORK = "task.network.name = "
+FAULT = '[[faults]]\nwhat = "absent"\nsilos = ["nrth"]'
+
+
+@pytest.mark.parametrize(
+    ("top", "last", "says"),
+    [
+        ("", f'{NETWORK}"resnet99"', "arms: last: task.network.name: no network is called 'resnet99'"),
+        ("", "task.network.arguments.chanels = 4", "arms: last: task.network.arguments.chanels: is not an argument"),
+        (
+            "",
+            f'strategy.name = "fedavgm"\n{NETWORK}"cnn"\ntask.network.arguments.norm = "batch"',
+            'arms: last: strategy.name: "fedavgm" would step ',
+        ),
+        ("", "min_silos = 9", "arms: last: min_silos: 9 are required, `sites` has 2"),
+        ("batched = true", 'training.optimizer = "adam"', 'arms: last: training.optimizer: "adam" cannot be'),
+        ("", f"rounds = 1\n{FAULT}", "faults: silos: no silo is named 'nrth'"),
+    ],
+)
+def test_what_no_run_could_be_made_of_is_named_once_and_before_any_run(
+    swept: tuple[Path, Outcome, list[str]], tmp_path: Path, top: str, last: str, says: str
+) -> None:
+    folder, _, _ = swept
+    (tmp_path / "study.toml").write_text(PLAN)
+    text = SWEEP.replace("parts/", f"{folder}/parts/").replace("processes = 2", top)
+    path = tmp_path / "sweep.toml"
+    path.write_text(f'{text}[[arms]]\nlabel = "last"\n{last}\n')
+    with pytest.raises(ConfigError, match=re.escape(f"{path}: {says}")):
+        sweep(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_arms_of_one_network_have_it_built_once(
+    swept: tuple[Path, Outcome, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, outcome, _ = swept
+    built: list[Path | str] = []
+    monkeypatch.setattr(running, "initial_model", lambda plan, source: built.append(source))
+    running.require_possible(list(outcome.histories), tmp_path / "sweep.toml")
+    assert built == [f"{tmp_path / 'sweep.toml'}: arms: fedavg"]
 
 
 class Deadly:

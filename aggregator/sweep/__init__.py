@@ -16,7 +16,7 @@ from aggregator.sweep import comparison, table
 from aggregator.sweep.arms import Arm, read_arms
 from aggregator.sweep.comparison import Comparison, compare, incomplete
 from aggregator.sweep.page import page
-from aggregator.sweep.running import Run, carry_out_all
+from aggregator.sweep.running import Run, carry_out_all, require_possible
 from aggregator.sweep.settings import Sweep
 from models.console import Report
 from models.drawing import as_file
@@ -62,8 +62,8 @@ def sweep(
         progress: Told how many rounds are over.
 
     Raises:
-        ConfigError: The sweep, its study, a hospital's path or an arm is wrong; or `out` holds runs of other plans,
-            sites or faults.
+        ConfigError: The sweep, its study, a hospital, a fault or an arm is wrong, or `out` holds runs of other plans,
+            sites or faults; nothing was run.
     """
     settings = Sweep.load(source)
     plan = Plan.load(settings.study)
@@ -88,6 +88,7 @@ def sweep(
             told(run, problem)
 
     waiting = [run for run in runs if run.history() is None]
+    require_possible(waiting, source)
     carry_out_all(waiting, settings.processes, ended, progress)
     found = {run: history for run in runs if (history := run.history()) is not None}
     compared = compare(found, metric, settings.target, arms[0].label)

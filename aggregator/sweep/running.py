@@ -14,20 +14,24 @@ import logging
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from glob import escape
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from aggregator.history import History, read_study
+from aggregator.hospitals import hospital_side
+from aggregator.local import LocalGrid
 from aggregator.simulation import Simulation, made_with, require_made_with, simulate
+from aggregator.study import initial_model
 from aggregator.sweep.arms import Arm
 from models.console import Report
 from models.errors import ConfigError, IntramuralError
-from models.faults import AnyFault
+from models.faults import AnyFault, require_known
 from models.ledger.disk import publish
 from models.plan import Plan
 
@@ -88,6 +92,51 @@ class Run:
             return max(0, (self.study / "metrics.jsonl").read_bytes().count(b"\n") - 1)
         except OSError:
             return 0
+
+
+def require_possible(runs: Sequence[Run], source: Path) -> None:
+    """See that runs can begin before the first does: their hospitals are opened once, and each network is built once.
+
+    Args:
+        runs: Of one sweep.
+        source: Its file, for errors.
+
+    Raises:
+        ConfigError: A fault names no hospital; or an arm's network cannot be built, its training not be batched, or its
+            `min_silos` not be reached.
+        IntramuralError: A hospital cannot be opened.
+    """
+    if not runs:
+        return
+    derive, built = hospital_side("derive"), []
+    with TemporaryDirectory() as place:
+        sites = [derive(site, Path(place)) for site in runs[0].sites]
+        with LocalGrid(sites, batched=runs[0].batched) as grid:
+            silos = {silo.name for silo in grid.roster.values()}
+            with _named(source):
+                require_known(runs[0].faults, silos)
+            for arm, plan in {run.arm: run.plan for run in runs}.items():
+                where = f"{source}: arms: {arm.label}"
+                if plan.min_silos > len(silos):
+                    raise ConfigError(
+                        f"{where}: min_silos: {plan.min_silos} are required, `sites` has {len(silos)}",
+                        "name more sites, or lower it",
+                    )
+                network = plan.task, plan.strategy.steps, plan.strategy.local_norm
+                if network not in built:
+                    initial_model(plan, where)
+                    built.append(network)
+                with _named(where):
+                    grid.require(plan)
+
+
+@contextlib.contextmanager
+def _named(where: Path | str) -> Iterator[None]:
+    """Say of an error where it is."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}", error.hint) from error
 
 
 def carry_out(run: Run) -> None:
