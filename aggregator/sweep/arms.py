@@ -1,9 +1,10 @@
 """The arms of a sweep: the study with some of its keys changed, every one checked before anything runs.
 
 An arm names keys of `study.toml`, as TOML writes them (`strategy.mu = 0.01`). A list is tried value by value, in every
-combination with other lists; where the study's own value is a list (`metrics`, `task.size`), a list is one value and a
-list of lists is tried value by value. An arm that gives a table's `name` (`strategy.name`, `task.network.name`) starts
-with that table empty, because parameters belong to what is named.
+combination with other lists; where the study's own value is a list (`metrics`, `task.size`), and of a network's
+argument that the study does not give, a list is one value and a list of lists is tried value by value. An arm that
+gives a table's `name` (`strategy.name`, `task.network.name`) starts with that table empty, because parameters belong to
+what is named.
 """
 
 import copy
@@ -27,6 +28,8 @@ _FIXED = {
     "seed": "`seeds` says it",
     "coordinator": "it signs the orders",
 }
+
+_ARGUMENTS = "task.network.arguments."
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +79,7 @@ def read_arms(sweep: Sweep, source: Path) -> list[Arm]:
                 f"{source}: arms: number {number}: {fixed[0]}: cannot be changed by an arm: {_FIXED[fixed[0]]}",
                 "leave it out",
             )
-        choices = {key: _alternatives(value, own.get(key)) for key, value in keys.items()}
+        choices = {key: _alternatives(key, value, own) for key, value in keys.items()}
         if empty := [key for key, values in choices.items() if not values]:
             raise ConfigError(
                 f"{source}: arms: number {number}: {empty[0]}: an empty list tries nothing", "give it a value"
@@ -94,9 +97,10 @@ def read_arms(sweep: Sweep, source: Path) -> list[Arm]:
     return arms
 
 
-def _alternatives(value: Any, own: Any) -> Sequence[Any]:
+def _alternatives(key: str, value: Any, own: Mapping[str, Any]) -> Sequence[Any]:
     of_lists = isinstance(value, list) and value and all(isinstance(item, list) for item in value)
-    return value if isinstance(value, list) and (of_lists or not isinstance(own, list)) else [value]
+    whole = isinstance(own[key], list) if key in own else key.startswith(_ARGUMENTS)
+    return value if isinstance(value, list) and (of_lists or not whole) else [value]
 
 
 def _changed(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,15 +13,16 @@ from models.plan import Plan
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 
-Read = Callable[[str], list[Arm]]
+Read = Callable[..., list[Arm]]
 
 
 @pytest.fixture
 def read(tmp_path: Path) -> Read:
     """The arms of a sweep over a study under FedProx, from the text after its first keys."""
 
-    def arms(text: str) -> list[Arm]:
-        (tmp_path / "study.toml").write_text((CONFIGS / "study-fedprox.toml").read_text())
+    def arms(text: str, network: str = "") -> list[Arm]:
+        study = (CONFIGS / "study-fedprox.toml").read_text()
+        (tmp_path / "study.toml").write_text(study.replace("[task.network]\n", f"[task.network]\n{network}\n"))
         path = tmp_path / "sweep.toml"
         path.write_text(f'study = "study.toml"\nsites = ["x/site.toml"]\nseeds = [1, 2]\n{text}')
         return read_arms(Sweep.load(path), path)
@@ -58,6 +59,19 @@ def test_a_list_is_one_value_where_the_study_has_a_list(read: Read) -> None:
     (arm,) = read("[[arms]]\ntask.size = [32, 32]")
     assert list(plan(arm).task.model_dump()["size"]) == [32, 32]
     assert len(read("[[arms]]\ntask.size = [[32, 32], [48, 48]]")) == 2
+
+
+def test_a_list_is_one_value_of_a_network_argument_that_the_study_does_not_give(read: Read) -> None:
+    (arm,) = read("[[arms]]\ntask.network.arguments.channels = [32, 64]")
+    assert plan(arm).task.network.arguments == {"channels": [32, 64]}
+    (arm,) = read('[[arms]]\ntask.network = { name = "cnn", arguments = { channels = [32, 64] } }')
+    assert plan(arm).task.network.arguments == {"channels": [32, 64]}
+    assert len(read("[[arms]]\ntask.network.arguments.channels = [[8, 16], [32, 64]]")) == 2
+
+
+def test_a_list_is_tried_value_by_value_of_a_network_argument_that_is_one_value_in_the_study(read: Read) -> None:
+    arms = read("[[arms]]\ntask.network.arguments.dropout = [0.1, 0.2]", network="arguments = { dropout = 0.0 }")
+    assert [plan(arm).task.network.arguments for arm in arms] == [{"dropout": 0.1}, {"dropout": 0.2}]
 
 
 def test_an_empty_list_is_a_value_where_the_study_has_a_list_and_a_mistake_elsewhere(read: Read) -> None:
