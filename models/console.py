@@ -68,6 +68,22 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> 
     return int(code)
 
 
+def positive(text: str) -> int:
+    """An argument that is a whole number of at least 1."""
+    with suppress(ValueError):
+        if (number := int(text)) >= 1:
+            return number
+    raise argparse.ArgumentTypeError(f"must be a whole number of at least 1 (got {text})")
+
+
+def above_zero(text: str) -> float:
+    """An argument that is a finite number of more than 0."""
+    with suppress(ValueError):
+        if 0 < (number := float(text)) < float("inf"):
+            return number
+    raise argparse.ArgumentTypeError(f"must be more than 0 (got {text})")
+
+
 def _complain(message: str, hint: str) -> None:
     told = f"error: {message}\n  do: {hint}" if hint else f"error: {message}"
     show_lines(*told.split("\n"), file=sys.stderr)

@@ -15,7 +15,8 @@ all from the same first model and with the same settings. Every final model is
 evaluated on every hospital's held-out patients. A seed decides the first model, the order of images, and
 which third of each hospital's patients is held out, because with eleven patients one split says little.
 Finished arms are kept, so the script can be stopped and run again. It writes `lgg.csv` (one row per arm, seed
-and hospital) and `lgg.md` (the table) to `--out`.
+and hospital) and `lgg.md` (the table) to scripts/results; with other seeds, rounds or epochs the table is only printed,
+unless `--out` names a folder.
 """
 
 import argparse
@@ -35,6 +36,7 @@ import torch
 
 from aggregator import LocalGrid, Study, run
 from models import tasks
+from models.console import positive
 from models.exchange.documents import Agreement
 from models.exchange.spec import Vector, load_vector
 from models.ledger import Signer
@@ -44,6 +46,8 @@ from silos import training
 from silos.config import Site
 from silos.dataset import Prepared
 from silos.visit import set_up
+
+RESULTS = Path(__file__).parent / "results"
 
 TRAINING = ("north", "east", "south", "west")
 TINY = "tiny"
@@ -273,17 +277,13 @@ def arms(seeds: list[int], long: bool = True) -> Iterator[Arm]:
             yield Arm(name, seed)
 
 
-def write_results(results: list[Path], out: Path) -> bool:
-    """Write the CSV and the table; whether the federation beats each alone and comes within 0.02 of pooled."""
+def write_results(results: list[Path], out: Path | None) -> bool:
+    """Write the CSV and the table, if there is a folder for them.
+
+    Returns:
+        Whether the federation beats each alone and comes within 0.02 of pooled.
+    """
     found = [json.loads(path.read_text()) for path in results]
-    out.mkdir(parents=True, exist_ok=True)
-    with open(out / "lgg.csv", "w", newline="") as file:
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(["arm", "seed", "gradient_steps", "hospital", "auc", "accuracy", "loss"])
-        for item in found:
-            for hospital, score in item["scores"].items():
-                values = [f"{score[name]:.4f}" for name in ("auc", "accuracy", "loss")]
-                rows.writerow([item["arm"], item["seed"], item["steps"], hospital, *values])
     means: dict[str, float] = {}
     lines = [
         f"| trained on | gradient steps | {' | '.join(TRAINING)} | mean | sd over seeds |",
@@ -319,7 +319,16 @@ def write_results(results: list[Path], out: Path) -> bool:
             for name in ("fedavg", "fedprox")
         ),
     ]
-    (out / "lgg.md").write_text("\n".join(text) + "\n")
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
+        with open(out / "lgg.csv", "w", newline="") as file:
+            rows = csv.writer(file, lineterminator="\n")
+            rows.writerow(["arm", "seed", "gradient_steps", "hospital", "auc", "accuracy", "loss"])
+            for item in found:
+                for hospital, score in item["scores"].items():
+                    values = [f"{score[name]:.4f}" for name in ("auc", "accuracy", "loss")]
+                    rows.writerow([item["arm"], item["seed"], item["steps"], hospital, *values])
+        (out / "lgg.md").write_text("\n".join(text) + "\n")
     print("\n".join(text))
     return all(means[name] > best and means["pooled"] - means[name] <= 0.02 for name in ("fedavg", "fedprox"))
 
@@ -329,14 +338,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="the five hospitals' folders; only read")
     parser.add_argument("--work", type=Path, default=Path("lgg"), help="sites, studies, caches (default: lgg)")
-    parser.add_argument("--out", type=Path, default=Path("scripts/results"), help="default: scripts/results")
+    parser.add_argument("--out", type=Path, help="folder of the tables (default: scripts/results of a whole run)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--epochs", type=int, default=2, help="local epochs in a round (default: 2)")
-    parser.add_argument("--workers", type=int, default=2, help="arms trained at the same time (default: 2)")
+    parser.add_argument("--rounds", type=positive, default=40)
+    parser.add_argument("--epochs", type=positive, default=2, help="local epochs in a round (default: 2)")
+    parser.add_argument("--workers", type=positive, default=2, help="arms trained at the same time (default: 2)")
     parser.add_argument("--long", action="store_true", help="also each hospital alone with the steps of all")
     parser.add_argument("--only-write", action="store_true", help="write the hospitals and two studies, and stop")
     options = parser.parse_args()
+    whole = all(getattr(options, name) == parser.get_default(name) for name in ("seeds", "rounds", "epochs"))
     if not (options.data / "north" / "labels.csv").is_file():
         print(
             f"error: {options.data}: does not hold the five hospitals (north/labels.csv is missing)",
@@ -350,7 +360,7 @@ def main() -> int:
     jobs = [(arm, options) for arm in arms(options.seeds, options.long)]
     with multiprocessing.get_context("spawn").Pool(options.workers, maxtasksperchild=1) as pool:
         results = list(pool.imap(work_on, jobs, chunksize=1))
-    return 0 if write_results(results, options.out) else 1
+    return 0 if write_results(results, options.out or (RESULTS if whole else None)) else 1
 
 
 if __name__ == "__main__":

@@ -18,8 +18,9 @@ third of each hospital's patients is held out.
 
 Finished arms are kept, so the script can be stopped and run again; `--only-write` trains nothing and writes what is
 finished. It writes `lgg_segmentation.csv` (one row per arm, seed and hospital) and `lgg_segmentation.md` (the
-tables) to `--out`; and pictures (image, tumour drawn by hand, tumour predicted) to `--work`/pictures, because the
-images' licence keeps them out of the project.
+tables) to scripts/results, which with other dimensions, seeds, rounds or epochs are only printed, unless `--out` names
+a folder; and pictures (image, tumour drawn by hand, tumour predicted) to `--work`/pictures, because the images' licence
+keeps them out of the project.
 """
 
 import argparse
@@ -37,10 +38,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from lgg import TINY, TRAINING, federate, train
+from lgg import RESULTS, TINY, TRAINING, federate, train
 
 from models import tasks
 from models.canonical import digest
+from models.console import positive
 from models.ledger import Signer
 from models.plan import Plan
 from models.tasks import Case
@@ -300,17 +302,13 @@ def write_pictures(trial: Trial, path: Path) -> None:
     plt.close(figure)
 
 
-def write_results(results: list[Path], out: Path) -> bool:
-    """Write the CSV and the tables; whether every federation beats each alone and comes within 0.03 of pooled."""
+def write_results(results: list[Path], out: Path | None) -> bool:
+    """Write the CSV and the tables, if there is a folder for them.
+
+    Returns:
+        Whether every federation beats each alone and comes within 0.03 of pooled.
+    """
     found = [json.loads(path.read_text()) for path in results]
-    out.mkdir(parents=True, exist_ok=True)
-    with open(out / "lgg_segmentation.csv", "w", newline="") as file:
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(["dimensions", "arm", "seed", "gradient_steps", "hospital", "held_out_patients", "dice"])
-        for item in found:
-            about = [item[key] for key in ("dimensions", "arm", "seed", "steps")]
-            for hospital, score in item["scores"].items():
-                rows.writerow([*about, hospital, score["patients"], f"{score['dice']:.4f}"])
     text = [
         "# Real brain MR of five hospitals: Dice of the outlined tumour, on each hospital's held-out patients",
         "",
@@ -323,7 +321,16 @@ def write_results(results: list[Path], out: Path) -> bool:
         lines, good = _table([item for item in found if item["dimensions"] == dimensions])
         text += ["", f"## {'Slices (2-D)' if dimensions == 2 else 'Volumes (3-D)'}", "", *lines]
         met += good
-    (out / "lgg_segmentation.md").write_text("\n".join(text) + "\n")
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
+        with open(out / "lgg_segmentation.csv", "w", newline="") as file:
+            rows = csv.writer(file, lineterminator="\n")
+            rows.writerow(["dimensions", "arm", "seed", "gradient_steps", "hospital", "held_out_patients", "dice"])
+            for item in found:
+                about = [item[key] for key in ("dimensions", "arm", "seed", "steps")]
+                for hospital, score in item["scores"].items():
+                    rows.writerow([*about, hospital, score["patients"], f"{score['dice']:.4f}"])
+        (out / "lgg_segmentation.md").write_text("\n".join(text) + "\n")
     print("\n".join(text))
     return all(met)
 
@@ -381,14 +388,17 @@ def main() -> int:
     parser.add_argument(
         "--work", type=Path, default=Path("lgg-segmentation"), help="sites, studies, pictures (default: %(default)s)"
     )
-    parser.add_argument("--out", type=Path, default=Path("scripts/results"), help="default: scripts/results")
+    parser.add_argument("--out", type=Path, help="folder of the tables (default: scripts/results of a whole run)")
     parser.add_argument("--dimensions", type=int, nargs="+", default=[2, 3], choices=[2, 3])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
-    parser.add_argument("--rounds", type=int, help="default: 90 of slices, 60 of volumes")
-    parser.add_argument("--epochs", type=int, default=1, help="local epochs in a round (default: 1)")
-    parser.add_argument("--workers", type=int, default=2, help="trials at the same time (default: 2)")
+    parser.add_argument("--rounds", type=positive, help="default: 90 of slices, 60 of volumes")
+    parser.add_argument("--epochs", type=positive, default=1, help="local epochs in a round (default: 1)")
+    parser.add_argument("--workers", type=positive, default=2, help="trials at the same time (default: 2)")
     parser.add_argument("--only-write", action="store_true", help="train nothing; write what is finished")
     options = parser.parse_args()
+    whole = all(
+        getattr(options, name) == parser.get_default(name) for name in ("dimensions", "seeds", "rounds", "epochs")
+    )
     if not (options.data / "north" / "dicom" / "SEG").is_dir():
         print(
             f"error: {options.data}: does not hold the five hospitals (north/dicom/SEG is missing)",
@@ -403,7 +413,7 @@ def main() -> int:
     for trial in trials(options):
         write_pictures(trial, options.work / "pictures" / f"{trial.name}.png")
     results = [path for trial in trials(options) for arm in ARMS if (path := trial.result(arm)).exists()]
-    return 0 if write_results(results, options.out) else 1
+    return 0 if write_results(results, options.out or (RESULTS if whole else None)) else 1
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ Five make-believe hospitals train through the real exchange: keys, gate, intake,
 has its labels swapped, or sends ten times the opposite of what it learnt, or numbers drawn at random. Its key is
 valid and its updates are no longer than the plan's `max_norm`, so that intake has nothing to object to. What counts is
 the AUC of the final model on the held-out patients of the four honest hospitals. A strategy
-survives an attack if it loses less than 0.05 to its own honest run. Results: scripts/results/poison.md and .csv.
+survives an attack if it loses less than 0.05 to its own honest run. Results: scripts/results/poison.md and .csv; of a
+smaller run they are only printed, unless `--results` names a folder.
 """
 
 import argparse
@@ -25,7 +26,7 @@ import torch
 from flwr.app import Message
 
 from aggregator import LocalGrid, Study, run
-from models.console import OK, progress
+from models.console import OK, positive, progress
 from models.exchange.spec import Vector, norm
 from silos import training
 from silos.phantom import write_hospital
@@ -224,10 +225,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Poison, measure, write down."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=STRATEGIES, default=list(STRATEGIES), help="default: all")
-    parser.add_argument("--seeds", type=int, default=3, help="other patients and other first weights (default: 3)")
-    parser.add_argument("--rounds", type=int, default=8, help="default: 8")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the tables")
+    parser.add_argument("--seeds", type=positive, default=3, help="other patients and first weights (default: 3)")
+    parser.add_argument("--rounds", type=positive, default=8, help="default: 8")
+    parser.add_argument("--results", type=Path, help="folder of the tables (default: scripts/results of a whole run)")
     options = parser.parse_args(argv)
+    whole = all(getattr(options, name) == parser.get_default(name) for name in ("only", "seeds", "rounds"))
+    results = options.results or (RESULTS if whole else None)
     logging.getLogger("flwr").setLevel(logging.ERROR)
     logging.getLogger("intramural").setLevel(logging.ERROR)
     torch.set_num_threads(1)
@@ -244,7 +247,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                         found = auc(strategy, attack, seed, options.rounds, folder, at)
                         rows.append({"strategy": strategy, "attack": attack, "seed": seed, "auc": round(found, 4)})
                         report("studies", len(rows), count)
-    write(options.results, rows, options.rounds, options.seeds)
+    if results:
+        write(results, rows, options.rounds, options.seeds)
     print(table(rows), end="")
     return OK
 

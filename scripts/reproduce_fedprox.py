@@ -21,7 +21,8 @@ on the held-out tenth of all devices together. From the curve a run's accuracy i
     stopped   where the paper reads it (section 5.2, footnote): in the round in which the training loss f has converged,
               |f_t - f_(t-1)| < 0.0001, or begun to diverge, f_t - f_(t-10) > 1, or else in the last
 
-A finished run is kept in the work folder, and is not done again. Results: scripts/results/fedprox.md and .csv.
+A finished run is kept in the work folder, and is not done again. Results: scripts/results/fedprox.md and .csv; with
+fewer data sets, stragglers, methods, seeds or rounds they are only printed, unless `--results` names a folder.
 """
 
 import argparse
@@ -44,7 +45,7 @@ from torch.nn.functional import cross_entropy
 
 from aggregator import LocalGrid, Study, run
 from aggregator.sampling import drawn
-from models.console import OK, progress
+from models.console import OK, positive, progress
 from models.faults import Slow
 from models.ledger import Signer
 from models.plan import TaskSettings
@@ -455,13 +456,8 @@ def verdict(runs: Sequence[Run]) -> str:
     return f"{bar}; found: {read}; {less:.1f} times ({'met' if less >= 5 else 'missed'})."
 
 
-def write(folder: Path, runs: Sequence[Run]) -> str:
-    """Write fedprox.csv and fedprox.md."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "fedprox.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(Run.__dataclass_fields__), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(item) for item in runs)
+def write(folder: Path | None, runs: Sequence[Run]) -> str:
+    """Write fedprox.csv and fedprox.md, if there is a folder for them; the text of the latter."""
     rounds = ", ".join(str(number) for number in sorted({item.rounds for item in runs}))
     claims = "\n".join(f"- {percent} % stragglers: {claim}." for percent, claim in CLAIMED.items())
     text = (
@@ -473,7 +469,13 @@ def write(folder: Path, runs: Sequence[Run]) -> str:
         "rounds, mean over the seeds. Not in the table is what was not run.\n\n"
         f"{chr(10).join(table(runs))}\n\n{verdict(runs)}\n\nWhat the paper claims:\n\n{claims}\n"
     )
-    (folder / "fedprox.md").write_text(text)
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "fedprox.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(Run.__dataclass_fields__), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(asdict(item) for item in runs)
+        (folder / "fedprox.md").write_text(text)
     return text
 
 
@@ -485,12 +487,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--stragglers", nargs="+", type=int, choices=list(CLAIMED), default=list(CLAIMED), help="percent"
     )
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="default: all")
-    parser.add_argument("--seeds", type=int, default=5, help="how many, from 0 (default: 5); 0 is the authors' own")
-    parser.add_argument("--rounds", type=int, default=200, help="default: 200")
+    parser.add_argument(
+        "--seeds", type=positive, default=5, help="how many, from 0 (default: 5); 0 is the authors' own"
+    )
+    parser.add_argument("--rounds", type=positive, default=200, help="default: 200")
     parser.add_argument("--work", type=Path, default=Path("fedprox"), help="where finished runs are kept")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the tables")
+    parser.add_argument("--results", type=Path, help="folder of the tables (default: scripts/results of a whole run)")
     parser.add_argument("--only-table", action="store_true", help="run nothing")
     options = parser.parse_args(argv)
+    what = ("datasets", "stragglers", "methods", "seeds", "rounds")
+    whole = all(getattr(options, name) == parser.get_default(name) for name in what)
     logging.getLogger("flwr").setLevel(logging.ERROR)
     logging.getLogger("intramural").setLevel(logging.ERROR)
     torch.set_num_threads(1)
@@ -505,7 +511,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                         reproduce(dataset, percent, method, seed, options.rounds, options.work, report)
     runs = [load(path) for path in sorted(options.work.glob("*.json"))]
     wanted = [item for item in runs if item.rounds == options.rounds and item.seed < options.seeds]
-    print(write(options.results, wanted), end="")
+    print(write(options.results or (RESULTS if whole else None), wanted), end="")
     return OK
 
 

@@ -3,15 +3,16 @@
 import argparse
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.console import (
     FAILED,
     OK,
+    above_zero,
     human_bytes,
     log_service,
+    positive,
     printable,
     progress,
     run_command,
@@ -63,14 +64,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     describe.add_argument("site", type=Path, help="site.toml")
     describe.add_argument("--study", type=Path, help="study.toml, to look at its classes and what a survey would tell")
     describe.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: WORK/describe)")
-    describe.add_argument("--images", type=_positive, metavar="N", help="decode at most N images (default: all)")
+    describe.add_argument("--images", type=positive, metavar="N", help="decode at most N images (default: all)")
     _json(describe)
     describe.set_defaults(run=_describe)
 
     split = commands.add_parser("split", help="make hospitals of one hospital's patients, for research; copy nothing")
     split.add_argument("site", type=Path, help="site.toml of the hospital that has them all")
     split.add_argument("out", type=Path, help="a new or empty folder")
-    split.add_argument("--into", type=_positive, metavar="N", help="how many hospitals")
+    split.add_argument("--into", type=positive, metavar="N", help="how many hospitals")
     split.add_argument(
         "--by",
         default="iid",
@@ -78,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="what differs between them: iid (nothing), labels or sizes (drawn at random, see --alpha), year, or a"
         " DICOM keyword, of which each value makes a hospital (default: iid)",
     )
-    split.add_argument("--alpha", type=_above_zero, default=0.5, help="the smaller, the greater the difference (0.5)")
+    split.add_argument("--alpha", type=above_zero, default=0.5, help="the smaller, the greater the difference (0.5)")
     split.add_argument("--seed", type=int, default=0, help="the same seed makes the same hospitals (default: 0)")
     split.add_argument("--study", type=Path, help="study.toml, whose classes and modality count")
     _json(split)
@@ -138,20 +139,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
-
-
-def _positive(text: str) -> int:
-    with suppress(ValueError):
-        if (number := int(text)) >= 1:
-            return number
-    raise argparse.ArgumentTypeError(f"must be a whole number of at least 1 (got {text})")
-
-
-def _above_zero(text: str) -> float:
-    with suppress(ValueError):
-        if 0 < (number := float(text)) < float("inf"):
-            return number
-    raise argparse.ArgumentTypeError(f"must be more than 0 (got {text})")
 
 
 def _site(path: Path) -> "Site":

@@ -57,6 +57,22 @@ def test_a_seed_whose_arms_are_not_all_finished_is_not_in_the_table(script: Modu
     assert not script.write_results(write(script, tmp_path, 3, ALONE), tmp_path / "out")
 
 
+def test_the_published_table_is_of_all_dimensions_seeds_and_rounds(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(script, "RESULTS", tmp_path / "published")
+    (tmp_path / "data" / "north" / "dicom" / "SEG").mkdir(parents=True)
+    common = ["lgg_segmentation", "--data", str(tmp_path / "data"), "--work", str(tmp_path / "work"), "--only-write"]
+    for smaller in ("--dimensions 2", "--seeds 1", "--rounds 1", "--epochs 2"):
+        monkeypatch.setattr("sys.argv", [*common, *smaller.split()])
+        script.main()
+        assert "# Real brain MR of five hospitals" in capsys.readouterr().out
+        assert not script.RESULTS.exists()
+    monkeypatch.setattr("sys.argv", common)
+    script.main()
+    assert {path.name for path in script.RESULTS.iterdir()} == {"lgg_segmentation.csv", "lgg_segmentation.md"}
+
+
 @pytest.mark.lgg
 def test_real_hospitals_are_compared_and_a_finished_arm_is_not_trained_again(
     script: ModuleType, lgg: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -124,3 +124,18 @@ def test_a_small_study_runs_once_and_is_kept(
     text = script.write(tmp_path / "results", list(found.values()))
     assert "| synthetic-1-1 | 50 % | fedprox mu=1 | 1 | " in text
     assert len((tmp_path / "results" / "fedprox.csv").read_text().splitlines()) == 4
+
+
+def test_the_published_table_is_of_all_data_methods_and_seeds(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(script, "RESULTS", tmp_path / "published")
+    common = ["--work", str(tmp_path / "work"), "--only-table"]
+    for smaller in ("--datasets synthetic-1-1", "--methods fedavg", "--stragglers 90", "--seeds 1", "--rounds 1"):
+        assert script.main([*common, *smaller.split()]) == 0
+        assert "# FedProx, reproduced" in capsys.readouterr().out
+        assert not script.RESULTS.exists()
+    assert script.main(common) == 0
+    assert {path.name for path in script.RESULTS.iterdir()} == {"fedprox.csv", "fedprox.md"}
+    with pytest.raises(SystemExit, match="2"):
+        script.main([*common, "--seeds", "0"])
