@@ -38,7 +38,8 @@ from models.ledger.disk import publish
 from models.plan import Plan
 from models.settings import LocalPath, Settings
 
-_MADE_WITH = "made-with.json"
+MADE_WITH = "made-with.json"
+"""Where a folder says what its content was made with; see `require_made_with`."""
 
 
 class Consortium(Settings):
@@ -107,7 +108,7 @@ def simulate(
             require_made_with(simulation.folder, made)
         with _grid(simulation, [derive(site, simulation.folder / "hospitals") for site in found]) as grid:
             if not begun:  # only now: a wrong site or fault may still be corrected
-                publish(simulation.folder / _MADE_WITH, json.dumps(made, indent=2).encode())
+                publish(simulation.folder / MADE_WITH, json.dumps(made, indent=2).encode())
             return run(study, grid, loggers(study, logs, on_round))
 
 
@@ -121,12 +122,12 @@ def made_with(sites: Iterable[Path], faults: Iterable[AnyFault], *, batched: boo
 
 
 def require_made_with(folder: Path, made: dict[str, Any]) -> None:
-    """See that a simulation's folder was begun with the same; one that does not say it is older than that file.
+    """See that a folder was begun with the same; one that does not say it is older than that file.
 
     Raises:
         ConfigError: It was not.
     """
-    path = folder / _MADE_WITH
+    path = folder / MADE_WITH
     if not path.is_file():
         return
     try:

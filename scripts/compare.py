@@ -5,8 +5,9 @@
 
 It makes hospitals whose mix of labels differs (`intramural-silo split --by labels`), runs FedAvg, FedProx, SCAFFOLD and
 FedBN with every seed through the real exchange, and prints final metric, differences and intervals. Page, drawings and
-the table for pandas are written below `--work`. Stopped and started again, it goes on where it was. The results of
-make-believe patients say that the toolkit works, and nothing about medicine: scripts/results/compare.md.
+the table for pandas are written below `--work`. Stopped and started again, it goes on where it was; a changed site, or
+another one of the same name, wants another folder. The results of make-believe patients say that the toolkit works, and
+nothing about medicine: scripts/results/compare.md.
 """
 
 import argparse
@@ -15,11 +16,15 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from aggregator.simulation import MADE_WITH, require_made_with
 from aggregator.sweep import sweep
 from aggregator.sweep.comparison import table
+from models.canonical import digest
 from models.console import FAILED, OK, progress, show_table
 from models.errors import IntramuralError
+from models.ledger.disk import publish
 from models.plan import Plan
 from silos.config import Site
 from silos.phantom import write_hospital
@@ -87,6 +92,17 @@ def write_patients(folder: Path) -> tuple[Path, Path]:
     return site, study
 
 
+def origin(site: Path, alpha: float) -> dict[str, Any]:
+    """What the hospitals are made from, as JSON values; a folder's name cannot tell it all."""
+    labels = Site.load(site).data.labels
+    return {
+        "site": str(site.resolve()),
+        "site.toml": digest(site.read_bytes()),
+        "labels": labels and digest(labels.file.read_bytes()),
+        "alpha": alpha,
+    }
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Split, sweep, show."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -106,6 +122,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         site, study = (options.site, options.study.absolute()) if options.site else write_patients(work)
         name = f"{Site.load(site).name}-{options.into}-{options.alpha:g}"  # other hospitals are another comparison
         draft, parts, out = work / "draft", work / name / "hospitals", work / name
+        made_with = origin(site, options.alpha)
+        require_made_with(out, made_with)
         with progress() as report:
             if not parts.exists():
                 shutil.rmtree(draft, ignore_errors=True)  # of a run that was killed
@@ -114,6 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     plan=Plan.load(study), progress=report,
                 )  # fmt: skip
                 out.mkdir(exist_ok=True)
+                publish(out / MADE_WITH, json.dumps(made_with, indent=2).encode())
                 draft.rename(parts)
                 cells = [(part.name, part.training, part.held_out, *part.classes.values()) for part in made]
                 show_table("hospitals", ("hospital", "to train on", "held out", *made[0].classes), cells)
