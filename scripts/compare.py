@@ -22,8 +22,8 @@ from aggregator.simulation import MADE_WITH, require_made_with
 from aggregator.sweep import sweep
 from aggregator.sweep.comparison import table
 from models.canonical import digest
-from models.console import FAILED, OK, progress, show_table
-from models.errors import IntramuralError
+from models.console import FAILED, OK, above_zero, positive, progress, run_command, show_table
+from models.errors import ConfigError
 from models.ledger.disk import publish
 from models.plan import Plan
 from silos.config import Site
@@ -103,57 +103,60 @@ def origin(site: Path, alpha: float) -> dict[str, Any]:
     }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def run(options: argparse.Namespace) -> int:
     """Split, sweep, show."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--site", type=Path, help="site.toml of a hospital that has all patients (default: a phantom)")
-    parser.add_argument("--study", type=Path, help="study.toml, needed with --site")
-    parser.add_argument("--into", type=int, default=5, help="hospitals (default: 5)")
-    parser.add_argument("--alpha", type=float, default=0.5, help="the smaller, the more labels differ (default: 0.5)")
-    parser.add_argument("--seeds", type=int, default=5, help="default: 5")
-    parser.add_argument("--processes", type=int, default=2, help="runs at the same time (default: 2)")
-    parser.add_argument("--work", type=Path, default=Path("compare"), help="what is written (default: compare)")
-    options = parser.parse_args(argv)
     if (options.site is None) != (options.study is None):
-        parser.error("give both --site and --study, or neither")
+        raise ConfigError("--site, --study: one goes with the other", "give both, or neither")
     work = options.work.absolute()
     work.mkdir(parents=True, exist_ok=True)
-    try:
-        site, study = (options.site, options.study.absolute()) if options.site else write_patients(work)
-        name = f"{Site.load(site).name}-{options.into}-{options.alpha:g}"  # other hospitals are another comparison
-        draft, parts, out = work / "draft", work / name / "hospitals", work / name
-        made_with = origin(site, options.alpha)
-        require_made_with(out, made_with)
-        with progress() as report:
-            if not parts.exists():
-                shutil.rmtree(draft, ignore_errors=True)  # of a run that was killed
-                made = split(
-                    site, draft, by="labels", into=options.into, alpha=options.alpha, seed=1,
-                    plan=Plan.load(study), progress=report,
-                )  # fmt: skip
-                out.mkdir(exist_ok=True)
-                publish(out / MADE_WITH, json.dumps(made_with, indent=2).encode())
-                draft.rename(parts)
-                cells = [(part.name, part.training, part.held_out, *part.classes.values()) for part in made]
-                show_table("hospitals", ("hospital", "to train on", "held out", *made[0].classes), cells)
-            text = SWEEP.format(
-                study=json.dumps(str(study)),
-                sites=json.dumps(str(parts / "*" / "site.toml")),
-                seeds=list(range(1, options.seeds + 1)),
-                processes=options.processes,
-            )
-            (out / "sweep.toml").write_text(text)
-            outcome = sweep(out / "sweep.toml", out, progress=report)
-    except IntramuralError as error:
-        print(f"error: {error}\n  do: {error.hint}", file=sys.stderr)
-        return FAILED
+    site, study = (options.site, options.study.absolute()) if options.site else write_patients(work)
+    name = f"{Site.load(site).name}-{options.into}-{options.alpha:g}"  # other hospitals are another comparison
+    draft, parts, out = work / "draft", work / name / "hospitals", work / name
+    made_with = origin(site, options.alpha)
+    require_made_with(out, made_with)
+    with progress() as report:
+        if not parts.exists():
+            shutil.rmtree(draft, ignore_errors=True)  # of a run that was killed
+            made = split(
+                site, draft, by="labels", into=options.into, alpha=options.alpha, seed=1,
+                plan=Plan.load(study), progress=report,
+            )  # fmt: skip
+            out.mkdir(exist_ok=True)
+            publish(out / MADE_WITH, json.dumps(made_with, indent=2).encode())
+            draft.rename(parts)
+            cells = [(part.name, part.training, part.held_out, *part.classes.values()) for part in made]
+            show_table("hospitals", ("hospital", "to train on", "held out", *made[0].classes), cells)
+        text = SWEEP.format(
+            study=json.dumps(str(study)),
+            sites=json.dumps(str(parts / "*" / "site.toml")),
+            seeds=list(range(1, options.seeds + 1)),
+            processes=options.processes,
+        )
+        (out / "sweep.toml").write_text(text)
+        outcome = sweep(out / "sweep.toml", out, progress=report)
     if outcome.comparison is not None:
         columns, rows = table(outcome.comparison)
         show_table(f"{len(outcome.histories)} runs, {options.seeds} seeds", columns, rows)
-    for run, problem in {**outcome.incomplete, **outcome.failed}.items():
-        print(f"{run.arm.label}, seed {run.seed}: {problem}", file=sys.stderr)
+    for failed, problem in {**outcome.incomplete, **outcome.failed}.items():
+        print(f"{failed.arm.label}, seed {failed.seed}: {problem}", file=sys.stderr)
     print(out / "sweep.html")
     return FAILED if outcome.failed else OK
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse what is asked for, and do it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--site", type=Path, help="site.toml of a hospital that has all patients (default: a phantom)")
+    parser.add_argument("--study", type=Path, help="study.toml, needed with --site")
+    parser.add_argument("--into", type=positive, default=5, help="hospitals (default: 5)")
+    parser.add_argument(
+        "--alpha", type=above_zero, default=0.5, help="the smaller, the more labels differ (default: 0.5)"
+    )
+    parser.add_argument("--seeds", type=positive, default=5, help="default: 5")
+    parser.add_argument("--processes", type=positive, default=2, help="runs at the same time (default: 2)")
+    parser.add_argument("--work", type=Path, default=Path("compare"), help="what is written (default: compare)")
+    parser.set_defaults(run=run)
+    return run_command(parser, argv)
 
 
 if __name__ == "__main__":

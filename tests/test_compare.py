@@ -48,3 +48,26 @@ def test_hospitals_of_another_site_or_other_labels_are_not_taken_for_these(
     labels = one.parent / "labels.csv"
     labels.write_text(labels.read_text() + "\n")
     assert "was made with other `labels`" in compare(one)[1]
+
+
+@pytest.mark.parametrize("wrong", ["--alpha -1", "--alpha nan", "--alpha 0", "--into 0", "--seeds 0", "--processes 0"])
+def test_an_impossible_number_is_refused_by_its_option(
+    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], wrong: str
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        script.main([*wrong.split(), "--work", str(tmp_path / "work")])
+    assert f"argument {wrong.split()[0]}: must be " in capsys.readouterr().err
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_file_in_the_place_of_the_work_folder_is_named(
+    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "taken").write_text("")
+    assert script.main(["--work", str(tmp_path / "taken")]) == 1
+    assert f"error: {tmp_path / 'taken'}: File exists" in capsys.readouterr().err
+
+
+def test_a_site_goes_with_a_study(script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert script.main(["--site", "site.toml", "--work", str(tmp_path / "work")]) == 1
+    assert "error: --site, --study: one goes with the other" in capsys.readouterr().err
