@@ -210,17 +210,22 @@ def _labels(cases: Sequence[Case]) -> torch.Tensor:
 def _against_the_rest(logits: torch.Tensor, truth: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Log odds of each class against all others, and the truth; of two classes, of the second one only.
 
-    Log odds rank images as probabilities do, without the ties that rounding to 0 and 1 would make.
+    Log odds rank images as probabilities do, without the ties that rounding to 0 and 1 would make. Whole-number logits
+    that make the same odds make them to the last bit, whichever class has which, and whatever is added to all.
     """
-    others = torch.eye(logits.shape[1], dtype=torch.bool)
-    odds = logits - logits[:, None, :].masked_fill(others, -torch.inf).logsumexp(2)
+    classes = logits.shape[1]
+    # Differences of whole numbers are exact; in their order, the same ones are rounded to the same sum.
+    ordered, places = logits.sort(1)
+    others = torch.arange(classes).expand(classes, classes)[~torch.eye(classes, dtype=torch.bool)].view(classes, -1)
+    odds = -(ordered[:, others] - ordered[:, :, None]).logsumexp(2)
+    odds = torch.empty_like(odds).scatter_(1, places, odds)
     return (odds[:, 1:], truth[:, 1:]) if logits.shape[1] == 2 else (odds, truth)
 
 
 def _auc(odds: torch.Tensor, truth: torch.Tensor) -> float:
     """The area under the ROC curve: of all pairs, how often the true one has the higher odds; a tie is half a pair.
 
-    Mann and Whitney, Ann Math Stat 1947; Hanley and McNeil, Radiology 1982. Exact, but for one division.
+    Mann and Whitney, Ann Math Stat 1947; Hanley and McNeil, Radiology 1982. Exact for these odds, but for one division.
     """
     true, others = odds[truth], odds[~truth].sort().values
     below = torch.searchsorted(others, true) + torch.searchsorted(others, true, right=True)

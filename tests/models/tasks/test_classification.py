@@ -1,5 +1,6 @@
 """Classification: images prepared and varied, results scored."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -228,6 +229,17 @@ def test_the_area_of_more_classes_is_the_mean_of_one_against_the_rest(classes: i
     expected = np.mean([area_by_pairs(chances[:, k], targets == k) for k in range(classes)])
     scores = scored(torch.from_numpy(logits), torch.from_numpy(targets), classes)
     assert scores["auc"] == pytest.approx(expected, abs=1e-9)
+
+
+@given(st.integers(3, 5), st.integers(0, 10**6))
+def test_the_same_odds_of_more_classes_are_a_tie(classes: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    logits = rng.integers(-2, 3, (30, classes))
+    targets = np.concatenate([np.arange(classes), rng.integers(0, classes, 30 - classes)])
+    against = [[math.fsum(math.exp(x - row[k]) for x in np.delete(row, k)) for row in logits] for k in range(classes)]
+    expected = np.mean([area_by_pairs(-np.array(sums), targets == k) for k, sums in enumerate(against)])
+    moved = torch.from_numpy(logits + rng.integers(-9, 10, (30, 1))).float()
+    assert scored(moved, torch.from_numpy(targets), classes)["auc"] == pytest.approx(expected, abs=1e-12)
 
 
 def test_confident_outputs_are_still_ranked() -> None:
