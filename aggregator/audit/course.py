@@ -10,7 +10,7 @@ from typing import Any
 
 from aggregator.audit import lines
 from models.canonical import canonical, digest, parse
-from models.errors import IntramuralError, Malformed
+from models.errors import Malformed
 from models.ledger import Event, Opened, Record
 
 _STANDS = (Event.ROUND_VOID, Event.STUDY_CLOSED, Event.MODEL_RELEASED)
@@ -38,7 +38,12 @@ class Course:
         self._orders: dict[str, dict[str, Any]] = {}  # by digest; hospitals may be sent the same one
 
     def follow(self, record: Record) -> Iterator[str]:
-        """How a line contradicts those before it; nothing if it does not."""
+        """How a line contradicts those before it; nothing if it does not.
+
+        Raises:
+            LedgerError: A document that it names is not there.
+            Malformed: It is not of its kind.
+        """
         if record.event == Event.ORDER_OFFERED:
             yield from self._order(record)
         elif record.event == Event.UPDATE_RECEIVED:
@@ -56,12 +61,8 @@ class Course:
     def _order(self, record: Record) -> Iterator[str]:
         """What is wrong with an order: it offers the newest model, and names the round that counted an update last."""
         statement = lines.statement(record)
-        try:
-            if statement.body not in self._orders:
-                self._orders[statement.body] = read_document(self._opened, statement.body)
-        except IntramuralError as error:
-            yield str(error)
-            return
+        if statement.body not in self._orders:
+            self._orders[statement.body] = read_document(self._opened, statement.body)
         order, to = self._orders[statement.body], statement.dst
         visit = order.get("visit")
         last = self._counted.get(to) if visit == "train" else None
