@@ -59,7 +59,7 @@ class Cohort:
     def of_class(self, index: int, held_out: bool) -> pd.DataFrame:
         """The cases on that side in which a class occurs."""
         cases = self.side(held_out)
-        return cases[[index in classes for classes in cases["classes"]]]
+        return cases[np.array([index in classes for classes in cases["classes"]], bool)]  # a list of none is no mask
 
     def without(self, names: Mapping[str, str]) -> "Cohort":
         """The cohort less some cases, by name, each with its reason."""

@@ -131,3 +131,13 @@ def test_auc_needs_enough_held_out_patients_of_every_class(hospital: Callable[..
     cases = cohort.cases.assign(classes=[frozenset({0})] * len(cohort.cases))
     north.bench = replace(north.bench, data=replace(north.bench.data, cohort=replace(cohort, cases=cases)))
     assert north.asked("evaluate").withheld == ["auc"]
+
+
+def test_a_hospital_in_which_nobody_is_held_out_trains_and_tells_no_metric(
+    phantom: Callable[[int], Site], make_plan: MakePlan
+) -> None:
+    written = phantom(0)
+    site = written.model_copy(update={"data": written.data.model_copy(update={"held_out": 1e-9})})
+    told = Hospital(site, make_plan()).asked("train")
+    assert told.examples is not None
+    assert (told.metrics, told.withheld) == ({}, ["auc", "loss"])

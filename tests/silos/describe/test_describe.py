@@ -136,6 +136,13 @@ def test_a_hospital_without_a_usable_table_of_labels_still_gets_its_page(site: S
     assert "No labels" in as_html(page(found.description, found.pictures, None))
 
 
+def test_a_hospital_without_a_usable_image_still_gets_its_page(site: Site) -> None:
+    nothing = site.model_copy(update={"data": site.data.model_copy(update={"modality": ["CT"]})})
+    found = describe(nothing).description
+    assert (found.totals["images"], found.left_out["wrong modality"]) == (0, 36)
+    assert {(item.patients, item.cases) for item in found.balance} == {(0, 0)}
+
+
 def test_images_that_do_not_deny_burned_in_text_are_counted() -> None:
     table = instances(4, Modality=["US", "US", "MR", "MR"], BurnedInAnnotation=["", "NO", "", "no"])
     assert collect.burned_in(table) == (1, 2)
