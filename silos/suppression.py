@@ -2,13 +2,15 @@
 
 A cell with fewer patients than the policy's limit is hidden, an empty one included. What is left could still
 give it away: whoever knows how many patients there are subtracts the cells that are told. So further cells are
-hidden, smallest first, until the hidden ones could hold anything from nobody to the limit (interval
-protection by complementary suppression; Hundepool et al., Statistical Disclosure Control, 2012, chapter 4).
+hidden, smallest first, until the hidden ones could hold the limit; and where the cells below the limit cannot each be
+empty, however many the others hold, nothing of the table is told (interval protection by complementary suppression;
+Hundepool et al., Statistical Disclosure Control, 2012, chapter 4). Which cells are hidden follows from bands alone: one
+that could be empty could be so in a table of which the same is told, whoever knows these rules.
 
 A patient may be in several cells; that makes subtracting less certain, never more.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from models.exchange.survey import band
 
@@ -30,13 +32,9 @@ def suppress(cells: Mapping[str, int], patients: Band, least: int) -> dict[str, 
     """
     hidden = {cell for cell, count in cells.items() if count < least}
     shown = sorted(cells.keys() - hidden, key=lambda cell: (band(cells[cell]), cell))  # by what is told, not by more
-    while hidden and shown and not _protected([band(cells[cell]) for cell in shown], len(hidden), patients, least):
+    most = sum(band(cells[cell])[1] for cell in shown) + (len(hidden) - 1) * (least - 1)
+    if hidden and patients[0] > most:  # the others cannot hold everybody, so that no small one is empty
+        return dict.fromkeys(cells)
+    while hidden and shown and patients[1] - sum(band(cells[cell])[0] for cell in shown) < least:
         hidden.add(shown.pop(0))
     return {cell: None if cell in hidden else band(count) for cell, count in cells.items()}
-
-
-def _protected(shown: Sequence[Band], hidden: int, patients: Band, least: int) -> bool:
-    """Whether a hidden cell can hold nobody as well as `least`, as far as the bands tell."""
-    fewest, most = sum(low for low, _ in shown), sum(high for _, high in shown)
-    could_be_empty = hidden > 1 or patients[0] <= most  # with several hidden cells, another one can hold the rest
-    return could_be_empty and patients[1] - fewest >= least
