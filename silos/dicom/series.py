@@ -14,7 +14,7 @@ are not made, because they need weight, dose and decay times that exports rarely
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
@@ -126,6 +126,10 @@ class Stack:
             return self._of_instance.get(instance, frozenset({(instance, 1)}))
         several = numbers if isinstance(numbers, MultiValue) else [numbers]
         return frozenset((instance, int(each)) for each in several)
+
+    def has(self, images: Iterable[tuple[str, int]]) -> bool:
+        """Whether any of these images is in a stack of the series."""
+        return any(instance in self._of_instance for instance, _ in images)
 
     @cached_property
     def _of_instance(self) -> dict[str, frozenset[tuple[str, int]]]:

@@ -3,7 +3,8 @@
 A voxel is inside where its centre is. Contours of one structure in one slice are filled by the even-odd rule, so
 that a contour within another is a hole, and so is where two overlap. A contour lies in the slice in which its
 points lie; if it names one of the stack's images, it must be that one. Slices between contours stay empty. A contour
-that names only images of another stack of the series was drawn on that one, and is none of this one's.
+that names only images of another stack of the series was drawn on that one, and is none of this one's; one that names
+only images of other series is refused.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,8 +38,8 @@ def paint_contours(
         mask: (columns, rows, slices), painted in place.
 
     Raises:
-        UnfitAnnotation: `OPEN`, `OTHER_GRID` or `CONTRADICTION`; `OTHER_GRID` also where a class was drawn on the
-            series' other stacks and never on this one, of which nobody knows then whether it shows it.
+        UnfitAnnotation: `NO_IMAGES`, `OPEN`, `OTHER_GRID` or `CONTRADICTION`; `OTHER_GRID` also where a class was drawn
+            on the series' other stacks and never on this one, of which nobody knows then whether it shows it.
         Flaw: A contour is of absurd length, or all of them together are.
     """
     frames = {segment.number: segment.frame_of_reference for segment in annotation.segments}
@@ -52,6 +53,8 @@ def paint_contours(
         polygons: dict[int, list[Floats]] = {}
         for contour in roi.get("ContourSequence") or ():
             named = _named(contour, stack)
+            if named and not stack.has(named):
+                raise UnfitAnnotation(Unfit.NO_IMAGES)
             if named and named <= stack.others:
                 elsewhere.add(wanted[number])
                 continue

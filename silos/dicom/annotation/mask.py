@@ -1,25 +1,19 @@
 """Paints annotations on a stack, in the study's classes."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom import dcmread
-from pydicom.dataset import Dataset
 
-from models.errors import ConfigError, IntramuralError
+from models.errors import ConfigError
 from silos.dicom.annotation.contours import paint_contours
+from silos.dicom.annotation.opening import open_annotation
 from silos.dicom.annotation.reference import Annotation, Segment
 from silos.dicom.annotation.segmentation import paint_segmentation
 from silos.dicom.annotation.unfit import Unfit, UnfitAnnotation
-from silos.dicom.header import Flaw, Reason, UnreadableFile, items, open_header
 from silos.dicom.series import Stack
 
-MAX_BYTES = 2**29  # of one annotation's file, which is read whole
-MAX_ITEMS = 1_000_000  # of its sequences; a hundred organs in 500 slices have half as many
 OTHERS = "*"  # the word for every segment that no other word names
 
 
@@ -60,7 +54,7 @@ def read_mask(
         if not painted.isdisjoint(wanted.values()):
             raise UnfitAnnotation(Unfit.TWICE)
         painted |= set(wanted.values())
-        with _open(root / annotation.path) as dataset:
+        with open_annotation(root / annotation.path) as dataset:
             if annotation.kind == "RTSTRUCT":
                 paint_contours(dataset, annotation, wanted, stack, mask)
             else:
@@ -102,22 +96,3 @@ def classes_of(segments: Sequence[Segment], words: Mapping[str, str], classes: S
         if words[word]:
             found[segment.number] = classes.index(words[word])
     return found
-
-
-@contextmanager
-def _open(path: Path) -> Iterator[Dataset]:
-    """The whole file, once its header was found sound; any error within is an `UnreadableFile`."""
-    try:
-        with open_header(path, ()) as header:
-            try:
-                header.stream.seek(0)  # inflated, if need be
-                chunks = iter(partial(header.stream.read, 2**20), b"")
-                if path.stat().st_size > MAX_BYTES or sum(map(items, chunks)) > MAX_ITEMS:
-                    raise Flaw(Reason.UNREADABLE, "an annotation of absurd size")
-                yield dcmread(path, force=True)
-            except (Flaw, OSError, IntramuralError, KeyboardInterrupt, SystemExit, GeneratorExit):
-                raise
-            except BaseException as error:  # a panic of a decoder that is written in Rust is no Exception
-                raise Flaw(Reason.UNREADABLE, type(error).__name__) from None
-    except OSError as error:
-        raise UnreadableFile(path, Reason.UNREADABLE, error.strerror or "") from error

@@ -1,13 +1,14 @@
-"""Which images an annotation was drawn on, and what it calls the things that it shows. Reads headers only.
+"""Which images an annotation was drawn on, and what it calls the things that it shows.
 
-References decide, never folders: the images that an annotation names; where it names none, its series; where
-it names nothing at all, the one stack of its frame of reference (PS3.3 C.7.4.1). A DICOM SEG of which a program made
-every segment is no annotation of anybody's, and is left out.
+Reads headers only; of an annotation whose header names no images, its frames or contours too. References decide, never
+folders: the images that an annotation names; where it names none, its series; where it names nothing at all, the one
+stack of its frame of reference (PS3.3 C.7.4.1). A DICOM SEG of which a program made every segment is no annotation of
+anybody's, and is left out.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import pandas as pd
 from pydicom.dataset import Dataset
 
+from silos.dicom.annotation.opening import open_annotation
 from silos.dicom.annotation.unfit import Unfit
 from silos.dicom.header import Flaw, Reason, UnreadableFile, open_header
 from silos.dicom.scan import ANNOTATIONS
@@ -52,7 +54,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Annotation:
-    """One DICOM SEG or RTSTRUCT, from its header.
+    """One DICOM SEG or RTSTRUCT.
 
     Attributes:
         path: Below the root.
@@ -133,9 +135,15 @@ def read_annotation(root: Path, path: str) -> Annotation:
             raise Flaw(Reason.UNREADABLE, "no annotation")
         try:
             read = _contours if kind == "RTSTRUCT" else _segmentation
-            return read(path, header.dataset)
+            annotation = read(path, header.dataset)
         except Exception as error:
             raise Flaw(Reason.UNREADABLE, type(error).__name__) from None
+    if annotation.instances:
+        return annotation
+    with open_annotation(root / path, pixels=False) as dataset:
+        return replace(
+            annotation, instances=frozenset(str(each.ReferencedSOPInstanceUID) for each in _drawn_on(dataset))
+        )
 
 
 def _stacks_of(
@@ -202,6 +210,17 @@ def _contours(path: str, dataset: Dataset) -> Annotation:
     own = {str(frame.get("FrameOfReferenceUID") or "") for frame in frames}
     drawn = {segment.frame_of_reference for segment in segments}
     return Annotation(path, "RTSTRUCT", segments, instances, series, frozenset((own | drawn) - {""}))
+
+
+def _drawn_on(dataset: Dataset) -> Iterator[Dataset]:
+    """The images that frames or contours name."""
+    for keyword in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
+        for frame in dataset.get(keyword) or ():
+            for derivation in frame.get("DerivationImageSequence") or ():
+                yield from derivation.get("SourceImageSequence") or ()
+    for roi in dataset.get("ROIContourSequence") or ():
+        for contour in roi.get("ContourSequence") or ():
+            yield from contour.get("ContourImageSequence") or ()
 
 
 def _references(several: Any, images: str) -> tuple[frozenset[str], frozenset[str]]:

@@ -3,8 +3,8 @@
 Each frame is put where it says that it lies, in any order; frames that were left out as empty stay empty. Its
 pixels must be the stack's voxels: flipped, turned and cropped masks are put right, a mask of another resolution
 is refused. A frame that names the one image it was drawn on must also lie there; where that is an image of another
-stack of the series, the frame is that one's. Of a fractional segmentation, what is at least a given fraction of its
-maximum is in.
+stack of the series, the frame is that one's, and where it is none of the series, the mask is refused. Of a fractional
+segmentation, what is at least a given fraction of its maximum is in.
 """
 
 from collections.abc import Mapping
@@ -42,8 +42,8 @@ def paint_segmentation(
         fraction: Above 0, at most 1.
 
     Raises:
-        UnfitAnnotation: `OTHER_GRID` or `CONTRADICTION`; `OTHER_GRID` also where a class was drawn on the series' other
-            stacks and never on this one, of which nobody knows then whether it shows it.
+        UnfitAnnotation: `NO_IMAGES`, `OTHER_GRID` or `CONTRADICTION`; `OTHER_GRID` also where a class was drawn on the
+            series' other stacks and never on this one, of which nobody knows then whether it shows it.
         Flaw: Its pixels cannot be decoded.
     """
     from highdicom.seg import Segmentation, SegmentationTypeValues  # slow to load, and most studies draw nothing
@@ -64,7 +64,7 @@ def paint_segmentation(
             numbers = {number: wanted[number]} if number in wanted else {}
         if not numbers:
             continue
-        source = _source(frame, stack)
+        source = _source(frame, shared, stack)
         if source and source <= stack.others:
             elsewhere |= set(numbers.values())
             continue
@@ -115,6 +115,8 @@ def _voxels(
     rows, columns = np.nonzero(inside)
     if isinstance(plane, Misfit):
         raise UnfitAnnotation(Unfit.OTHER_GRID)
+    if rows.size and source and not stack.has(source):
+        raise UnfitAnnotation(Unfit.NO_IMAGES)
     to_voxels = np.linalg.inv(stack.affine) @ plane.affine(plane.normal)
     steps, first = to_voxels[:3, :2], to_voxels[:3, 3]
     whole = np.rint(steps)
@@ -131,11 +133,11 @@ def _voxels(
     return found
 
 
-def _source(frame: Dataset, stack: Stack) -> frozenset[tuple[str, int]]:
+def _source(frame: Dataset, shared: Dataset, stack: Stack) -> frozenset[tuple[str, int]]:
     """(SOPInstanceUID, frame from 1) of the one image, or some of its frames, that this frame was drawn on."""
     items = [
         item
-        for derivation in frame.get("DerivationImageSequence") or ()
+        for derivation in frame.get("DerivationImageSequence") or shared.get("DerivationImageSequence") or ()
         for item in derivation.get("SourceImageSequence") or ()
     ]
     return stack.named(items[0]) if len(items) == 1 else frozenset()

@@ -289,6 +289,22 @@ def test_contours_of_other_images_are_counted(
     assert (matches.by_stack, matches.left_out) == ({}, {reason: 1})
 
 
+@pytest.mark.parametrize("settings", [{"images": 0}, {"images": 0, "series": ""}])
+def test_contours_that_alone_name_their_images_are_of_these_and_of_no_others(
+    settings: dict[str, Any], stack: Any, hospital: Any
+) -> None:
+    write(hospital, {"GTV": [contour(circle(18, 17, 5.3), 2, image=2)]}, **settings)
+    np.testing.assert_array_equal(read(hospital)[2], 2 * disc(18, 17, 5.3))
+    write(hospital, {"GTV": [contour(circle(18, 17, 5.3), 2, image=50)]}, **settings)
+    matches = match(hospital.scan().annotations, [stack], hospital.root)
+    assert (matches.by_stack, matches.left_out) == ({}, {Unfit.NO_IMAGES: 1})
+
+
+def test_a_contour_of_an_image_of_no_stack_of_the_series_is_refused(stack: Any, hospital: Any) -> None:
+    write(hospital, {"GTV": [contour(circle(18, 17, 5), 2, image=2), contour(circle(18, 17, 5), 3, image=50)]})
+    assert refusal(hospital) == Unfit.NO_IMAGES
+
+
 def test_a_file_of_contours_cut_anywhere_is_counted_and_never_crashes(stack: Any, hospital: Any) -> None:
     write(hospital, {"GTV": [contour(circle(18, 17, 5), 2)]})
     path = hospital.root / "contours" / "x"

@@ -424,6 +424,44 @@ def test_a_mask_that_names_nothing_belongs_to_the_one_stack_of_its_frame_of_refe
     assert left_out(hospital) == {Unfit.SEVERAL_SERIES: 1}
 
 
+def test_a_mask_whose_frames_alone_name_its_images_is_of_these_and_of_no_others(
+    images: list[Dataset], hospital: Any, make_stack: Make
+) -> None:
+    write(hospital.root / "x", images, drawn())
+    dataset = dcmread(hospital.root / "x")
+    del dataset.ReferencedSeriesSequence
+    dataset.save_as(hospital.root / "x")
+    shutil.copytree(hospital.root / "images", hospital.root / "second")  # another contrast, in the same places
+    for path in (hospital.root / "second").iterdir():
+        image = dcmread(path)
+        image.SeriesInstanceUID, image.SOPInstanceUID = "1.2.3.5", image.SOPInstanceUID + ".7"
+        image.save_as(path)
+    matches = match(hospital.scan().annotations, hospital.stacks().stacks, hospital.root)
+    assert [stack.series for stack in matches.by_stack] == ["1.2.3.4"]
+    np.testing.assert_array_equal(read(hospital), classes(drawn()))
+    shutil.rmtree(hospital.root / "images")
+    assert left_out(hospital) == {Unfit.NO_IMAGES: 1}
+
+
+def test_a_frame_of_an_image_of_no_stack_of_the_series_is_refused_unless_it_is_empty(
+    images: list[Dataset], hospital: Any
+) -> None:
+    dataset = write(hospital.root / "x", images, drawn(), omit_empty_frames=False)
+    for wanted in (False, True):
+        frame = next(
+            frame
+            for number, frame in enumerate(dataset.PerFrameFunctionalGroupsSequence)
+            if dataset.pixel_array[number].any() == wanted
+        )
+        frame.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID = "1.2.8"
+        dataset.save_as(hospital.root / "x")
+        if not wanted:
+            np.testing.assert_array_equal(read(hospital), classes(drawn()))
+    with pytest.raises(UnfitAnnotation) as caught:
+        read(hospital)
+    assert caught.value.reason == Unfit.NO_IMAGES
+
+
 def test_each_of_two_series_gets_its_own_mask(images: list[Dataset], hospital: Any, make_stack: Make) -> None:
     write(hospital.root / "x", images, drawn())
     make_stack(hospital.root / "second", np.zeros(SHAPE, np.uint16), SeriesInstanceUID="1.2.3.5")
@@ -465,10 +503,10 @@ def test_a_mask_of_more_items_than_anybody_needs_is_refused_before_it_is_read(
         dataset = dcmread(hospital.root / "x")
         dataset.file_meta.TransferSyntaxUID = uid.DeflatedExplicitVRLittleEndian
         dataset.save_as(hospital.root / "x")
-    monkeypatch.setattr("silos.dicom.annotation.mask.MAX_ITEMS", count - 1)
+    monkeypatch.setattr("silos.dicom.annotation.opening.MAX_ITEMS", count - 1)
     with pytest.raises(UnreadableFile, match="absurd"):
         read(hospital)
-    monkeypatch.setattr("silos.dicom.annotation.mask.MAX_ITEMS", count)
+    monkeypatch.setattr("silos.dicom.annotation.opening.MAX_ITEMS", count)
     np.testing.assert_array_equal(read(hospital), classes(drawn()))
 
 
