@@ -14,6 +14,7 @@ import torch
 from monai.bundle import ConfigParser, ConfigWorkflow, verify_net_in_out
 from numpy.typing import NDArray
 from pydicom import dcmread
+from pydicom.uid import ExplicitVRLittleEndian
 
 from aggregator import LocalGrid, Study, run
 from aggregator.audit import check_model
@@ -296,6 +297,33 @@ def test_what_no_segmentation_can_be_written_of_is_measured_all_the_same(
         assert float(row["lesion (ml)"]) == pytest.approx(millilitres, abs=1e-3)
     about = json.loads((out / "about.json").read_text())
     assert (about["predicted"], about["left_out"], about["without_file"]) == (8, {}, {NO_FRAME: 1})
+
+
+@pytest.mark.parametrize("hospital", ["north", "south"])
+@pytest.mark.parametrize("thickness", ["5", ""])
+def test_a_single_slice_has_millilitres_if_it_says_how_thick_it_is(
+    worlds: dict[str, Path], hospital: str, thickness: str, tmp_path: Path
+) -> None:
+    world = worlds["segmentation of slices"]
+    images = [dcmread(path) for path in (world / hospital / "dicom").rglob("*") if path.is_file()]
+    image = next(image for image in images if image.Modality == "MR")
+    measures = image
+    if hospital == "south":
+        measures = image.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+        image.PixelData = image.pixel_array[0].tobytes()
+        image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        image.PerFrameFunctionalGroupsSequence, image.NumberOfFrames = image.PerFrameFunctionalGroupsSequence[:1], 1
+    measures.SliceThickness = thickness
+    (tmp_path / "dicom").mkdir()
+    image.save_as(tmp_path / "dicom" / "alone")
+    evaluator = workflow(world, dataset_dir=str(tmp_path / "dicom")).evaluator
+    evaluator.postprocessing = lambda outputs: torch.zeros_like(outputs).index_fill(1, torch.tensor(1), 1.0)
+    out = write(world / "model", evaluator, tmp_path / "out")
+    (row,) = csv.DictReader((out / "predictions.csv").read_text().splitlines())
+    volume = image.Rows * image.Columns * np.prod([float(each) for each in measures.PixelSpacing]) * 5 / 1000
+    assert row["lesion (ml)"] == (f"{volume:.3f}" if thickness else "")
+    (written,) = dcmread(out / row["file"]).SharedFunctionalGroupsSequence[0].PixelMeasuresSequence
+    assert written.get("SliceThickness") == (5 if thickness else None)
 
 
 def test_where_the_study_leaves_the_grid_alone_the_mask_is_that_of_the_evaluation(worlds: dict[str, Path]) -> None:

@@ -18,6 +18,7 @@ _GROUPS = {
     "ImagePositionPatient": "PlanePositionSequence",
     "ImageOrientationPatient": "PlaneOrientationSequence",
     "PixelSpacing": "PixelMeasuresSequence",
+    "SliceThickness": "PixelMeasuresSequence",
     "RescaleSlope": "PixelValueTransformationSequence",
     "RescaleIntercept": "PixelValueTransformationSequence",
     "StackID": "FrameContentSequence",
@@ -32,7 +33,8 @@ def read_frame_texts(path: Path) -> list[dict[str, str]]:
 
     Returns:
         One dict per frame, in the order of the file, of ImagePositionPatient, ImageOrientationPatient, PixelSpacing,
-        RescaleSlope, RescaleIntercept and StackID, "" where absent; empty if the file has no functional groups.
+        SliceThickness, RescaleSlope, RescaleIntercept and StackID, "" where absent; empty if the file has no functional
+        groups.
 
     Raises:
         UnreadableFile: The file cannot be read, or describes more or fewer frames than it has.

@@ -73,6 +73,8 @@ class Stack:
         shape: (columns, rows, slices).
         affine: (4, 4) float64, from (column, row, slice) to mm in RAS; sheared where the gantry was tilted.
         tilt: Degrees of gantry tilt.
+        thickness: SliceThickness as written, "" where the first slice has none. Only of a slice without others does
+            anything follow from it.
         notes: What one should know.
         others: (SOPInstanceUID, frame from 1) of the slices of the other stacks of its series.
     """
@@ -84,6 +86,7 @@ class Stack:
     shape: tuple[int, int, int]
     affine: Floats
     tilt: float
+    thickness: str
     notes: tuple[Note, ...]
     others: frozenset[tuple[str, int]] = frozenset()
 
@@ -167,6 +170,7 @@ class _Candidate:
 
     slice: Slice
     plane: Plane
+    thickness: str
     shared: tuple[str, ...]
 
 
@@ -310,6 +314,7 @@ def _stack(uid: str, modality: str, group: list[_Candidate], single: bool) -> St
         shape=(columns, rows, len(group)),
         affine=arrangement.affine,
         tilt=arrangement.tilt,
+        thickness=group[arrangement.order[0]].thickness,
         notes=(*tilt, *pet),
     )
     return Misfit.TOO_LARGE if _voxels(stack) > MAX_VOXELS else stack
@@ -337,14 +342,13 @@ def _candidates(row: dict[str, str], root: Path) -> Iterator[_Candidate | Misfit
     if row["ImagePositionPatient"] and row["NumberOfFrames"] in ("", "1"):
         plane = read_plane(row)
         slice_ = Slice(row["path"], row["SOPInstanceUID"], 1, None)
-        yield plane if isinstance(plane, Misfit) else _Candidate(slice_, plane, shared)
+        yield plane if isinstance(plane, Misfit) else _Candidate(slice_, plane, row["SliceThickness"], shared)
         return
     frames = read_frame_texts(root / row["path"])
     for number, frame in enumerate(frames, start=1):
         plane = read_plane(row | frame)
         slice_ = Slice(row["path"], row["SOPInstanceUID"], number, (frame["RescaleSlope"], frame["RescaleIntercept"]))
-        yield (
-            plane if isinstance(plane, Misfit) else _Candidate(slice_, plane, (*shared, row["path"], frame["StackID"]))
-        )
+        like = (*shared, row["path"], frame["StackID"])
+        yield plane if isinstance(plane, Misfit) else _Candidate(slice_, plane, frame["SliceThickness"], like)
     if not frames:
         yield Misfit.NO_POSITION

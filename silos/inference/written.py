@@ -1,7 +1,8 @@
 """Predictions as files: a table of all of them, and a DICOM SEG of each series where the study outlines.
 
     predictions/
-      predictions.csv     one row for each image or series, with its path and UID
+      predictions.csv     one row for each image or series, with its path and UID; millilitres where the study outlines,
+                          none of a single slice that does not say how thick it is
       00001.dcm ...       of a study that outlines: the masks, on the images' own grid, ready for the archive
       about.json          study, model, versions, and how many were left out, or are a row without a file, by reason
 
@@ -25,7 +26,9 @@ from models.exchange.documents import Agreement
 from models.ledger.disk import create, rename, sync_folder
 from models.plan import Segmentation, TaskSettings
 from silos.dicom.annotation.writing import Drawn, Unwritable, write_mask
+from silos.dicom.series import Stack
 from silos.inference import Evaluator, Prediction, agreement, model
+from silos.tally import millimetres
 
 TABLE, ABOUT = "predictions.csv", "about.json"
 
@@ -101,9 +104,17 @@ def _row(
     except Unwritable as error:  # the volumes are measured all the same
         without_file[error.reason] += 1
         file = ""
-    millilitres = float(np.prod(source.stack.spacing)) / 1000
+    millilitres = _millilitres(source.stack)
     counts = np.bincount(mask.ravel(), minlength=len(task.classes) + 1)[1:]
-    return [*where, len(source.stack.slices), file, *(f"{count * millilitres:.3f}" for count in counts)]
+    volumes = ("" if millilitres is None else f"{count * millilitres:.3f}" for count in counts)
+    return [*where, len(source.stack.slices), file, *volumes]
+
+
+def _millilitres(stack: Stack) -> float | None:
+    """Of one voxel; None where a slice without others does not say how thick it is."""
+    column, row, step = stack.spacing
+    depth = step if len(stack.slices) > 1 else millimetres(stack.thickness)
+    return None if depth is None else column * row * depth / 1000
 
 
 def drawn(task: TaskSettings) -> list[Drawn]:

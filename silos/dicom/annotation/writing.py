@@ -201,7 +201,7 @@ def _header(path: Path, stack: Stack) -> Dataset:
         except (ValueError, TypeError):
             setattr(image, keyword, "")
     if not image.get("SliceThickness"):
-        image.SliceThickness = stack.spacing[2]
+        image.SliceThickness = stack.spacing[2] if len(stack.slices) > 1 else None
     return image
 
 
