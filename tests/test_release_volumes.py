@@ -299,6 +299,22 @@ def test_what_no_segmentation_can_be_written_of_is_measured_all_the_same(
     assert (about["predicted"], about["left_out"], about["without_file"]) == (8, {}, {NO_FRAME: 1})
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_case_of_which_the_network_says_nothing_finite_is_left_out(
+    worlds: dict[str, Path], kind: str, tmp_path: Path
+) -> None:
+    evaluator = workflow(worlds[kind]).evaluator
+    usual, calls = evaluator.postprocessing, iter(range(8))
+    evaluator.postprocessing = lambda outputs: usual(outputs * (torch.nan if next(calls) == 3 else 1))
+    out = write(worlds[kind] / "model", evaluator, tmp_path / "out")
+    paths = {str(each.root / each.path) for each in evaluator.dataset.data.found}
+    rows = list(csv.DictReader((out / "predictions.csv").read_text().splitlines()))
+    assert len(paths - {row["path"] for row in rows}) == 1
+    assert len(list(out.glob("*.dcm"))) == (7 if kind in DRAWN else 0)
+    about = json.loads((out / "about.json").read_text())
+    assert (about["predicted"], about["left_out"]) == (7, {inference.NOT_FINITE: 1})
+
+
 @pytest.mark.parametrize("hospital", ["north", "south"])
 @pytest.mark.parametrize("thickness", ["5", ""])
 def test_a_single_slice_has_millilitres_if_it_says_how_thick_it_is(

@@ -40,6 +40,8 @@ from silos.dicom.upright import as_acquired
 from silos.inference.sources import Source, Sources, find
 from silos.reading import read_stack
 
+NOT_FINITE = "the network's output is not finite"
+
 Infer = Callable[[nn.Module, Sequence[Case]], list[torch.Tensor]]
 
 
@@ -206,7 +208,8 @@ class Evaluator:
         batch_size: Images at a time.
 
     Attributes:
-        left_out: What is not predicted, by reason: files of the folder, and after `run` cases that could not be read.
+        left_out: What is not predicted, by reason: files of the folder, and after `run` cases that could not be read
+            or of which the network says nothing finite.
     """
 
     def __init__(
@@ -226,7 +229,7 @@ class Evaluator:
         return list(self.predictions())
 
     def predictions(self) -> Iterator[Prediction]:
-        """Each readable case's prediction, in the order in which they were found."""
+        """Each readable case's prediction, in the order in which they were found; none that is not finite."""
         self.left_out = Counter(self.dataset.data.left_out)
         volumes = any(source.stack for source in self.dataset.data.found)
         size = 1 if volumes else self.batch_size
@@ -236,7 +239,11 @@ class Evaluator:
             if batch:
                 outputs = self.inferer(self.network, [item.case for item in batch])
                 for item, output in zip(batch, outputs, strict=True):
-                    yield Prediction(item, self.postprocessing(output[None])[0])
+                    probabilities = self.postprocessing(output[None])[0]
+                    if probabilities.isfinite().all():
+                        yield Prediction(item, probabilities)
+                    else:
+                        self.left_out[NOT_FINITE] += 1
 
     def _read(self, number: int) -> Item | None:
         try:
