@@ -267,7 +267,7 @@ def _arrays(data: Data, path: Path, plan: Plan | None, found: list[tuple[Cohort,
     """Without a study, the numbers themselves stand for the classes."""
     arrays = read_arrays(path)
     words = plan.task.classes if plan else [str(number) for number in range(arrays.labels.max(initial=0) + 1)]
-    matched = match_arrays(arrays, data, words)
+    matched = match_arrays(arrays, data, words, drawn=plan is not None and plan.task.drawn)
     found.append((matched, lambda row: Case(arrays.images[int(row.name)], label=int(row.target))))
     shape = " x ".join(map(str, arrays.images.shape[1:]))
     return f"{len(matched.cases)} {_cases(matched)} of {shape} in {path.name}"

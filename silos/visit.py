@@ -262,7 +262,7 @@ def scan_site(site: Site, progress: Report | None = None, plan: Plan | None = No
 def load_cohort(site: Site, plan: Plan, progress: Report | None = None) -> Cohort:
     """The cases of one study in this hospital, from headers and labels; no pixel is read."""
     if site.data.arrays is not None:
-        return cohort.match_arrays(cohort.read_arrays(site.data.arrays), site.data, plan.task.classes)
+        return _match_arrays(site, cohort.read_arrays(site.data.arrays), plan)
     return match_cohort(site, scan_site(site, progress, plan), plan)
 
 
@@ -297,7 +297,7 @@ def load_data(site: Site, plan: Plan, task: Task, progress: Report | None = None
     """The cases of one study in this hospital, decoded once."""
     if site.data.arrays is not None:
         arrays = cohort.read_arrays(site.data.arrays)
-        return dataset.hold(arrays, cohort.match_arrays(arrays, site.data, plan.task.classes), task)
+        return dataset.hold(arrays, _match_arrays(site, arrays, plan), task)
     return dataset.prepare(
         load_cohort(site, plan, progress),
         site.data,
@@ -306,6 +306,10 @@ def load_data(site: Site, plan: Plan, task: Task, progress: Report | None = None
         task,
         named(progress, "decoding"),
     )
+
+
+def _match_arrays(site: Site, arrays: cohort.Arrays, plan: Plan) -> Cohort:
+    return cohort.match_arrays(arrays, site.data, plan.task.classes, drawn=plan.task.drawn)
 
 
 @cache

@@ -70,17 +70,24 @@ def read_arrays(path: Path) -> Arrays:
     return Arrays(given["images"], given["labels"].astype(np.int64), given["patients"].astype(np.str_), held_out)
 
 
-def match_arrays(arrays: Arrays, data: Data, classes: Sequence[str]) -> Cohort:
+def match_arrays(arrays: Arrays, data: Data, classes: Sequence[str], *, drawn: bool = False) -> Cohort:
     """The cases of a file of arrays, each on its side.
 
     Args:
         arrays: What the file holds.
         data: The site's data settings.
         classes: The study's classes, in order.
+        drawn: Whether the study needs masks, which such a file has not.
 
     Raises:
+        ConfigError: It needs them.
         DataError: A label is no class of the study, or one patient is on both sides.
     """
+    if drawn:
+        raise ConfigError(
+            f"data.arrays: {data.arrays} holds labels, and the study's task needs what was drawn on the images",
+            "name a folder of DICOM files in data.root, and say in data.annotations what its segments are called",
+        )
     labels = arrays.labels
     if len(labels) and not 0 <= labels.min() <= labels.max() < len(classes):
         raise DataError(

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from aggregator import LocalGrid, Study, run
+from models import tasks
 from models.errors import ConfigError, DataError
 from models.ledger import Signer
 from models.plan import Plan
 from silos.check import check_site
 from silos.cohort import Arrays, match_arrays, read_arrays, write_arrays
 from silos.config import Data, Site
+from silos.visit import load_cohort, load_data
 
 SITE = """
 name = "{name}"
@@ -126,6 +128,16 @@ def test_a_site_has_dicom_or_arrays(change: tuple[str, str], problem: str, tmp_p
     (tmp_path / "site.toml").write_text(SITE.format(name="east").replace(*change))
     with pytest.raises(ConfigError, match=problem):
         Site.load(tmp_path / "site.toml")
+
+
+def test_arrays_have_no_masks_for_a_study_that_outlines(site: Callable[[str, Arrays], Path]) -> None:
+    path = site("east", cases(1))
+    plan = Plan.load(Path(__file__).parents[2] / "configs" / "segmentation.toml")
+    for load in (load_cohort, lambda site, plan: load_data(site, plan, tasks.task(plan.task))):
+        with pytest.raises(ConfigError, match=r"data\.arrays: .*cases\.npz holds labels, and .* needs what was drawn"):
+            load(Site.load(path), plan)
+    finding = next(each for each in check_site(path, plan) if each.what == "images and labels")
+    assert (finding.ok, "data.arrays" in finding.found) == (False, True)
 
 
 def test_check_looks_at_arrays_as_it_does_at_dicom(
