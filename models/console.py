@@ -68,12 +68,16 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> 
     return int(code)
 
 
-def positive(text: str) -> int:
-    """An argument that is a whole number of at least 1."""
-    with suppress(ValueError):
-        if (number := int(text)) >= 1:
-            return number
-    raise argparse.ArgumentTypeError(f"must be a whole number of at least 1 (got {text})")
+def at_least(least: int) -> Callable[[str], int]:
+    """An argument that is a whole number of at least this."""
+
+    def whole(text: str) -> int:
+        with suppress(ValueError):
+            if (number := int(text)) >= least:
+                return number
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least {least} (got {text})")
+
+    return whole
 
 
 def above_zero(text: str) -> float:

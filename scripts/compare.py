@@ -22,7 +22,7 @@ from aggregator.simulation import MADE_WITH, require_made_with
 from aggregator.sweep import sweep
 from aggregator.sweep.comparison import table
 from models.canonical import digest
-from models.console import FAILED, OK, above_zero, positive, progress, run_command, show_table
+from models.console import FAILED, OK, above_zero, at_least, progress, run_command, show_table
 from models.errors import ConfigError
 from models.ledger.disk import publish
 from models.plan import Plan
@@ -148,12 +148,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--site", type=Path, help="site.toml of a hospital that has all patients (default: a phantom)")
     parser.add_argument("--study", type=Path, help="study.toml, needed with --site")
-    parser.add_argument("--into", type=positive, default=5, help="hospitals (default: 5)")
+    parser.add_argument("--into", type=at_least(1), default=5, help="hospitals (default: 5)")
     parser.add_argument(
         "--alpha", type=above_zero, default=0.5, help="the smaller, the more labels differ (default: 0.5)"
     )
-    parser.add_argument("--seeds", type=positive, default=5, help="default: 5")
-    parser.add_argument("--processes", type=positive, default=2, help="runs at the same time (default: 2)")
+    parser.add_argument("--seeds", type=at_least(1), default=5, help="default: 5")
+    parser.add_argument("--processes", type=at_least(1), default=2, help="runs at the same time (default: 2)")
     parser.add_argument("--work", type=Path, default=Path("compare"), help="what is written (default: compare)")
     parser.set_defaults(run=run)
     return run_command(parser, argv)

@@ -36,7 +36,7 @@ import torch
 
 from aggregator import LocalGrid, Study, run
 from models import tasks
-from models.console import positive
+from models.console import at_least
 from models.exchange.documents import Agreement
 from models.exchange.spec import Vector, load_vector
 from models.ledger import Signer
@@ -340,9 +340,9 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=Path("lgg"), help="sites, studies, caches (default: lgg)")
     parser.add_argument("--out", type=Path, help="folder of the tables (default: scripts/results of a whole run)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--rounds", type=positive, default=40)
-    parser.add_argument("--epochs", type=positive, default=2, help="local epochs in a round (default: 2)")
-    parser.add_argument("--workers", type=positive, default=2, help="arms trained at the same time (default: 2)")
+    parser.add_argument("--rounds", type=at_least(1), default=40)
+    parser.add_argument("--epochs", type=at_least(1), default=2, help="local epochs in a round (default: 2)")
+    parser.add_argument("--workers", type=at_least(1), default=2, help="arms trained at the same time (default: 2)")
     parser.add_argument("--long", action="store_true", help="also each hospital alone with the steps of all")
     parser.add_argument("--only-write", action="store_true", help="write the hospitals and two studies, and stop")
     options = parser.parse_args()

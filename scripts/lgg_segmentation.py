@@ -42,7 +42,7 @@ from lgg import RESULTS, TINY, TRAINING, federate, train
 
 from models import tasks
 from models.canonical import digest
-from models.console import positive
+from models.console import at_least
 from models.ledger import Signer
 from models.plan import Plan
 from models.tasks import Case
@@ -391,9 +391,9 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="folder of the tables (default: scripts/results of a whole run)")
     parser.add_argument("--dimensions", type=int, nargs="+", default=[2, 3], choices=[2, 3])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
-    parser.add_argument("--rounds", type=positive, help="default: 90 of slices, 60 of volumes")
-    parser.add_argument("--epochs", type=positive, default=1, help="local epochs in a round (default: 1)")
-    parser.add_argument("--workers", type=positive, default=2, help="trials at the same time (default: 2)")
+    parser.add_argument("--rounds", type=at_least(1), help="default: 90 of slices, 60 of volumes")
+    parser.add_argument("--epochs", type=at_least(1), default=1, help="local epochs in a round (default: 1)")
+    parser.add_argument("--workers", type=at_least(1), default=2, help="trials at the same time (default: 2)")
     parser.add_argument("--only-write", action="store_true", help="train nothing; write what is finished")
     options = parser.parse_args()
     whole = all(

@@ -26,7 +26,7 @@ import torch
 from flwr.app import Message
 
 from aggregator import LocalGrid, Study, run
-from models.console import OK, positive, progress
+from models.console import OK, at_least, progress
 from models.exchange.spec import Vector, norm
 from silos import training
 from silos.phantom import write_hospital
@@ -225,8 +225,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Poison, measure, write down."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=STRATEGIES, default=list(STRATEGIES), help="default: all")
-    parser.add_argument("--seeds", type=positive, default=3, help="other patients and first weights (default: 3)")
-    parser.add_argument("--rounds", type=positive, default=8, help="default: 8")
+    parser.add_argument("--seeds", type=at_least(1), default=3, help="other patients and first weights (default: 3)")
+    parser.add_argument("--rounds", type=at_least(1), default=8, help="default: 8")
     parser.add_argument("--results", type=Path, help="folder of the tables (default: scripts/results of a whole run)")
     options = parser.parse_args(argv)
     whole = all(getattr(options, name) == parser.get_default(name) for name in ("only", "seeds", "rounds"))

@@ -45,7 +45,7 @@ from torch.nn.functional import cross_entropy
 
 from aggregator import LocalGrid, Study, run
 from aggregator.sampling import drawn
-from models.console import OK, positive, progress
+from models.console import OK, at_least, progress
 from models.faults import Slow
 from models.ledger import Signer
 from models.plan import TaskSettings
@@ -488,9 +488,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="default: all")
     parser.add_argument(
-        "--seeds", type=positive, default=5, help="how many, from 0 (default: 5); 0 is the authors' own"
+        "--seeds", type=at_least(1), default=5, help="how many, from 0 (default: 5); 0 is the authors' own"
     )
-    parser.add_argument("--rounds", type=positive, default=200, help="default: 200")
+    parser.add_argument("--rounds", type=at_least(1), default=200, help="default: 200")
     parser.add_argument("--work", type=Path, default=Path("fedprox"), help="where finished runs are kept")
     parser.add_argument("--results", type=Path, help="folder of the tables (default: scripts/results of a whole run)")
     parser.add_argument("--only-table", action="store_true", help="run nothing")

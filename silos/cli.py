@@ -10,9 +10,9 @@ from models.console import (
     FAILED,
     OK,
     above_zero,
+    at_least,
     human_bytes,
     log_service,
-    positive,
     printable,
     progress,
     run_command,
@@ -64,14 +64,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     describe.add_argument("site", type=Path, help="site.toml")
     describe.add_argument("--study", type=Path, help="study.toml, to look at its classes and what a survey would tell")
     describe.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: WORK/describe)")
-    describe.add_argument("--images", type=positive, metavar="N", help="decode at most N images (default: all)")
+    describe.add_argument("--images", type=at_least(1), metavar="N", help="decode at most N images (default: all)")
     _json(describe)
     describe.set_defaults(run=_describe)
 
     split = commands.add_parser("split", help="make hospitals of one hospital's patients, for research; copy nothing")
     split.add_argument("site", type=Path, help="site.toml of the hospital that has them all")
     split.add_argument("out", type=Path, help="a new or empty folder")
-    split.add_argument("--into", type=positive, metavar="N", help="how many hospitals")
+    split.add_argument("--into", type=at_least(1), metavar="N", help="how many hospitals")
     split.add_argument(
         "--by",
         default="iid",
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         " DICOM keyword, of which each value makes a hospital (default: iid)",
     )
     split.add_argument("--alpha", type=above_zero, default=0.5, help="the smaller, the greater the difference (0.5)")
-    split.add_argument("--seed", type=int, default=0, help="the same seed makes the same hospitals (default: 0)")
+    split.add_argument("--seed", type=at_least(0), default=0, help="the same one makes the same hospitals (default: 0)")
     split.add_argument("--study", type=Path, help="study.toml, whose classes and modality count")
     _json(split)
     split.set_defaults(run=_split)

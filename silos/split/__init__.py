@@ -79,7 +79,7 @@ def split(
             DICOM keyword, such as `Manufacturer`; a patient of several values goes by the most frequent one.
         into: How many hospitals; may be left out with year or keyword, where each value is then a hospital.
         alpha: For `labels` and `sizes`: the smaller, the greater the difference.
-        seed: Of the draw.
+        seed: Of the draw, at least 0.
         plan: The study whose classes and modality count; without one, the site's own words.
         progress: Told how long work goes on.
 
@@ -100,6 +100,8 @@ def split(
         )
     if by in DEALT and into is None:
         raise ConfigError("--into: is missing", "say how many hospitals")
+    if seed < 0:
+        raise ConfigError(f"--seed: must be at least 0 (got {seed})", "give a whole number from 0 on")
     found = visit.scan_site(site, progress, plan)
     people = _people(found, visit.match_cohort(site, found, plan).cases)
     if by in DEALT:

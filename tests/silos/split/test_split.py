@@ -120,6 +120,7 @@ def test_the_picture_shows_every_hospital_and_class(everybody: Path, tmp_path: P
         ({"by": "PatientAge"}, "--by: no image has PatientAge"),
         ({"by": "labels"}, "--into: is missing"),
         ({"into": 30}, "--into: 30 hospitals need 30 patients"),
+        ({"into": 2, "seed": -1}, r"--seed: must be at least 0 \(got -1\)"),
     ],
 )
 def test_a_wrong_wish_is_named(everybody: Path, tmp_path: Path, options: dict[str, object], said: str) -> None:
@@ -134,6 +135,7 @@ def test_a_wrong_wish_is_named(everybody: Path, tmp_path: Path, options: dict[st
         ("--alpha", "-1", "--alpha: must be more than 0 (got -1)"),
         ("--alpha", "much", "--alpha: must be more than 0 (got much)"),
         ("--into", "0", "--into: must be a whole number of at least 1 (got 0)"),
+        ("--seed", "-1", "--seed: must be a whole number of at least 0 (got -1)"),
     ],
 )
 def test_a_number_out_of_range_is_wrong_usage(
