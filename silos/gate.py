@@ -328,7 +328,8 @@ def survey(policy: Policy, totals: Mapping[Total, int], tables: Mapping[TableNam
     Args:
         policy: This hospital's.
         totals: All of them.
-        tables: Patients in each cell of each table; each patient is in at least one cell of every table.
+        tables: Patients in each cell of each table; each patient is in at least one cell of every table, and in exactly
+            one of `sides`.
 
     Raises:
         PolicyError: Nothing may be told, or of too few patients.
@@ -337,6 +338,10 @@ def survey(policy: Policy, totals: Mapping[Total, int], tables: Mapping[TableNam
     require_patients(policy, totals["patients"])
     least, allowed, count = policy.min_patients, set(policy.survey), totals["patients"]
     known = (count, count) if policy.counts == "exact" else band(count)  # updates may tell it too
+    sides = list(suppress(tables["sides"], known, least).values()) if "sides" in allowed else []
+    if sides and all(sides):  # each patient is on one of them, and their sum may tell more closely how many there are
+        lows, highs = zip(*filter(None, sides), strict=True)
+        known = max(known[0], sum(lows)), min(known[1], sum(highs))
     told = {
         name: {cell: None if ends is None else _band(ends) for cell, ends in suppress(cells, known, least).items()}
         for name, cells in tables.items()

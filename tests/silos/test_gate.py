@@ -592,3 +592,14 @@ def test_training_in_less_than_float32_is_told_and_nothing_else_changes_the_mani
     assert half.precision == "bfloat16"
     assert b"precision" not in full.encode()
     assert half.model_copy(update={"precision": None}) == full
+
+
+def test_a_survey_that_tells_the_sides_hides_what_their_sum_would_give_away() -> None:
+    # 31 patients or more are on the two sides, and at most 29 in the two classes that could be told.
+    totals = dict.fromkeys(("patients", "studies", "series", "images"), 31)
+    tables = {"classes": {"a": 19, "b": 10, "c": 2}, "sides": {"train": 20, "held out": 11}}
+    alone = gate.survey(policy(survey=["classes"]), totals, tables).tables["classes"]  # type: ignore[arg-type]
+    assert {cell: str(told) for cell, told in alone.items()} == {"a": "11-19", "b": "6-10", "c": "None"}
+    both = gate.survey(policy(survey=["classes", "sides"]), totals, tables).tables  # type: ignore[arg-type]
+    assert {cell: str(told) for cell, told in both["sides"].items()} == {"train": "20-49", "held out": "11-19"}
+    assert both["classes"] == dict.fromkeys("abc")
