@@ -29,6 +29,7 @@ from silos.cohort import Cohort
 from silos.config import Site
 from silos.dataset import Dataset
 from silos.dicom.scan import Scan, scan
+from silos.dicom.series import measured
 from silos.keys import load_signer
 from silos.memory import keep_freed
 from silos.pace import Pace
@@ -223,7 +224,7 @@ def survey(site: Site, plan: Plan, said: Survey | None = None) -> Survey:
 
 def survey_of(site: Site, found: Scan, matched: Cohort) -> Survey:
     """What may be told of a cohort, as `survey` tells it the first time."""
-    images = tally.labelled(found.instances, matched)
+    images = measured(tally.labelled(found.instances, matched), site.data.folder)
     return gate.survey(site.policy, tally.totals(images), tally.tables(images, matched.classes))
 
 

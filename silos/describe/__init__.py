@@ -28,6 +28,7 @@ from silos.describe import collect, pixels
 from silos.describe.collect import Description
 from silos.describe.page import WARNING, page
 from silos.dicom.scan import Scan
+from silos.dicom.series import measured
 
 PER_CLASS, PER_SCANNER = 6, 3
 """Pictures of each, every one of another patient."""
@@ -79,15 +80,16 @@ def describe(site: Site, plan: Plan | None = None, images: int | None = None, pr
     known["held_out"] = known["held_out"].astype(object).where(known["held_out"].notna(), None)
     known["place"] = pd.to_numeric(known["place"])
     risky, unmarked = collect.burned_in(instances)
+    sized = measured(instances, site.data.folder)
     description = Description(
         site=site.name,
         totals=collect.totals(scanned.files, instances, len(scanned.annotations)),
         kinds=collect.kinds(instances),
-        shapes=collect.shapes(instances),
+        shapes=collect.shapes(sized),
         left_out=scanned.left_out if cohort is None else cohort.left_out,
         burned_in=risky,
         unmarked=unmarked,
-        faces=collect.faces(instances),
+        faces=collect.faces(sized),
         balance=[] if cohort is None else collect.balance(cohort),
         labels=trouble,
         looked=len(paths),

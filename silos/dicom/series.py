@@ -214,6 +214,29 @@ def of_several_patients(instances: pd.DataFrame) -> "pd.Series[bool]":
     return several | known.isin(known[several].dropna())
 
 
+def measured(instances: pd.DataFrame, root: Path) -> pd.DataFrame:
+    """Images with the PixelSpacing and SliceThickness that those of several frames say of each frame.
+
+    Args:
+        instances: The usable images of a scan, attributes as text.
+        root: Folder that their paths are relative to.
+
+    Returns:
+        The same, with what such an image says of its first frame; as it was where that is nothing or cannot be read.
+    """
+    found = instances.copy()
+    several = (instances["PixelSpacing"] == "") & (instances["NumberOfFrames"] != "")
+    for row, path in instances.loc[several, "path"].items():
+        try:
+            frames = read_frame_texts(root / path)
+        except (UnreadableFile, OSError):
+            continue
+        for keyword in ("PixelSpacing", "SliceThickness") if frames else ():
+            if frames[0][keyword]:
+                found.loc[row, keyword] = frames[0][keyword]
+    return found
+
+
 def read_volume(stack: Stack, root: Path) -> Volume:
     """Decode the slices of a stack, and fill their padding together.
 

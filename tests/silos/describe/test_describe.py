@@ -18,6 +18,7 @@ from pydicom.uid import generate_uid
 from models.errors import ConfigError
 from models.page import Gallery, Page, Picture, Section, as_html, as_markdown
 from models.plan import Plan
+from silos import tally
 from silos.cli import main
 from silos.config import Site
 from silos.describe import collect, describe, pixels, write
@@ -193,6 +194,24 @@ def test_of_a_volume_the_middle_is_shown_and_every_slice_is_on_its_side(
         change(first, first.with_name("copy.dcm"), SOPInstanceUID=generate_uid(), SeriesInstanceUID=generate_uid())
         (group,) = describe(site, plan).description.duplicates
         assert len(group.sides) == 1
+
+
+def test_spacing_and_thickness_of_images_of_several_frames_are_told(tmp_path: Path) -> None:
+    path = write_hospital(tmp_path / "north", name="north", patients=6, images=5, size=32, volumes=True, style=3)
+    site, plan = Site.load(path), Plan.load(VOLUMES)
+    policy = site.policy.model_copy(update={"min_patients": 1, "survey": ["spacing", "thickness"]})
+    found = describe(site.model_copy(update={"policy": policy}), plan, images=1)
+    measures = next(dcmread(path) for path in files(site) if dcmread(path).Modality == "MR")
+    (measures,) = measures.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence
+    spacing, thickness = tally.spacing(str(measures.PixelSpacing[0])), tally.thickness(str(measures.SliceThickness))
+    assert "unknown" not in (spacing, thickness)
+    assert found.survey is not None
+    for name, cell in (("spacing", spacing), ("thickness", thickness)):
+        assert {what: count for what, count in found.description.shapes[name].items() if count} == {cell: 6}
+        assert {what: str(told) for what, told in found.survey.tables[name].items() if told} == {cell: "6-10"}
+    change(files(site)[0], SharedFunctionalGroupsSequence=[])
+    shapes = describe(site, plan, images=1).description.shapes
+    assert (shapes["spacing"]["unknown"], shapes["spacing"][spacing]) == (1, 5)
 
 
 def test_what_one_should_know_about_volumes_is_told(tmp_path: Path) -> None:
