@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         nargs="+",
         action="extend",
         default=[],
-        help="files of `prove`, or a release's release.proof, whose heads it must continue",
+        help="files of `prove`, or a release's release.proof: one of the ledgers must continue the head of each",
     )
     _json(one)
     one.set_defaults(run=_verify)
@@ -90,9 +90,12 @@ def _verify(arguments: argparse.Namespace) -> int:
     verifier = Verifier.parse(arguments.key) if arguments.key else None
     seen = [load(path) for path in arguments.seen]
     verdicts = [verify(ledger_folder(path), verifier, seen) for path in arguments.ledger]
+    lost = []
     for path, proof in zip(arguments.seen, seen, strict=True):
         if proof.verifier.vkey not in {verdict.vkey for verdict in verdicts}:
             raise ConfigError(f"--seen {path}: is from the ledger of {proof.verifier.name}", "give that ledger too")
+        if not any(proof.head in verdict.continues for verdict in verdicts):
+            lost.append(f"{path}: no ledger here continues the one of {proof.verifier.name} that it is from")
     if arguments.json:
         show_json([verdict.as_json() for verdict in verdicts])
     else:
@@ -117,9 +120,10 @@ def _verify(arguments: argparse.Namespace) -> int:
             for v in verdicts
         ]
         show_table("ledgers", columns, rows)
+        show_lines(*(f"FAILED: {problem}" for problem in lost))
     failed = [verdict for verdict in verdicts if not verdict.ok]
     if not failed:
-        return OK
+        return UNVERIFIED if lost else OK
     return FAILED if all(verdict.unread for verdict in failed) else UNVERIFIED  # a mistyped path is no alarm
 
 
@@ -221,7 +225,7 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _forks(paths: "Sequence[Path]", found: "Sequence[Checked | Origin]") -> list[str]:
-    """Which of several files show two heads of one ledger that cannot both be true."""
+    """Which of several files of one study show two heads of one ledger that cannot both be true."""
     from aggregator.audit import Origin
 
     heads: dict[tuple[str, str, int], tuple[Path, bytes]] = {}
@@ -230,7 +234,7 @@ def _forks(paths: "Sequence[Path]", found: "Sequence[Checked | Origin]") -> list
         if item.head is None:
             continue
         key = item.vkey if isinstance(item, Origin) else item.keys[item.party]
-        ledger = key, item.head.origin, item.head.size
+        ledger = key, item.study, item.head.size  # a coordinator has a ledger for each study
         first, root = heads.setdefault(ledger, (path, item.head.root))
         if root != item.head.root:
             forks.append(f"{first} and {path}: {item.party} signed two different ledgers of {item.head.size} lines")

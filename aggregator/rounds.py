@@ -28,7 +28,7 @@ from models.exchange.channel import Channel
 from models.exchange.documents import VisitKind
 from models.exchange.spec import vector_digest
 from models.exchange.statement import Statement
-from models.ledger import Entry, Event, read_partings
+from models.ledger import Entry, Event, Record, read_partings
 
 log = logging.getLogger("intramural.aggregator")
 
@@ -83,6 +83,7 @@ def run(
         position = study.position
     else:
         log.warning("%s: the study is over; nothing was run", study.folder)
+        study.drop_updates(before=plan.rounds + 1)  # a run that was killed may not have come to it
         _part(study, grid)
     history = read_history(study.ledger.records, plan)
     write_metrics(study.folder / "metrics.jsonl", history)
@@ -172,11 +173,11 @@ class _Run:
             write_metrics(study.folder / "metrics.jsonl", history)
             if on_round:
                 on_round(history)
-        study.drop_updates(before=plan.rounds + 1)  # of a round that was left open too
         self.visit(dict.fromkeys(self.unreported(self.wait_for(0, 0)), "evaluate"), plan.rounds, position)
         closing = self.unheard(Event.CLOSING_RECEIVED, self.wait_for(0, 0))
         self.visit(dict.fromkeys(closing, "close"), plan.rounds, position)
         study.ledger.append(Entry(Event.STUDY_CLOSED, {"model": position.digest}, study.digest, plan.rounds))
+        study.drop_updates(before=plan.rounds + 1)  # of a round that was left open too
         take_leave(self.grid, self.channels, self.wait_for(0, 0))
 
     def wait_for(self, count: int, seconds: float, done: Collection[str] = ()) -> list[int]:
@@ -208,7 +209,7 @@ class _Run:
         accepted = self.accepted(round_, digest)
         everybody = {self.name(node) for node in self.channels}
         asked = {} if self.plan.silos_per_round is None else {"asked": names}
-        excluded = sorted((set(names) if asked else everybody) - set(accepted))
+        excluded = sorted({*(names if asked else everybody), *self.updates(round_, digest)} - set(accepted))
         if len(accepted) < self.plan.min_silos:
             self.require_willing(round_, {*chosen, *accepted}, before)
             body = {
@@ -317,14 +318,19 @@ class _Run:
             f"{study.folder}: round {round_} cannot have min_silos = {least} updates; refused: {told}", hint
         )
 
+    def updates(self, round_: int, base: str) -> dict[str, Record]:
+        """The lines of a round's accepted updates, by hospital."""
+        return {
+            record.body["statement"]["src"]: record
+            for record in self.study.ledger.of(Event.UPDATE_RECEIVED)
+            if (record.round, record.body["base"]) == (round_, base)
+        }
+
     def accepted(self, round_: int, base: str) -> "dict[str, _Accepted]":
         """The updates of a round that the ledger says were accepted and that are still on disk."""
         found: dict[str, _Accepted] = {}
-        for record in self.study.ledger.of(Event.UPDATE_RECEIVED):
-            if record.round != round_ or record.body["base"] != base:
-                continue
+        for name, record in self.updates(round_, base).items():
             statement, digest = record.body["statement"], record.body["digest"]
-            name = statement["src"]
             if self.study.has_update(round_, name, digest):
                 load = functools.partial(self.study.load_update, round_, name, digest)
                 part = functools.partial(self.study.load_update_part, round_, name)

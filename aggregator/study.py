@@ -137,7 +137,9 @@ class Study:
         save_vector(model_path(draft, 0), spec, vector)
         publish(draft / "study.toml", plan_path.read_bytes())
         publish(draft / "agreement.json", agreement.encode())
-        with Ledger.create(draft / "ledger", signer, origin=f"{content.coordinator}/{content.name}") as ledger:
+        with Ledger.create(
+            draft / "ledger", signer, origin=f"{content.coordinator}/{content.name}/{agreement.study[:16]}"
+        ) as ledger:
             body = {
                 "agreement": ledger.store(agreement.encode()),
                 "name": content.name,

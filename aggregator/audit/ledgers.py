@@ -1,15 +1,17 @@
 """What one ledger proves on its own."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from aggregator.audit.course import Course
+from aggregator.audit.course import check_course
 from aggregator.audit.proofs import Proof
 from aggregator.audit.reader import Reader
 from models.errors import BadSignature, IntramuralError, LedgerError, Rewritten
-from models.ledger import Checkpoint, Event, Opened, Verifier, cosigners, read, read_partings
+from models.ledger import Checkpoint, Opened, Verifier, cosigners, read, read_partings
+from models.ledger.reading import Parting
 from models.ledger.vocabulary import explain
 
 
@@ -28,6 +30,7 @@ class Verdict:
         receipts: Countersignatures of the other side that were checked.
         acknowledged: xids of the statements, sent or received, whose receiver's signature was checked.
         unsigned: Lines after the signed head: a writer at work, or a crash.
+        continues: Of the heads that were seen elsewhere, those that it continues.
         unread: Whether no ledger is there, or none that can be read, so that nothing was checked.
         problems: What is wrong; empty if nothing is.
     """
@@ -43,6 +46,7 @@ class Verdict:
     receipts: int = 0
     acknowledged: frozenset[str] = frozenset()
     unsigned: int = 0
+    continues: frozenset[str] = frozenset()
     unread: bool = False
     problems: list[str] = field(default_factory=list)
 
@@ -53,7 +57,8 @@ class Verdict:
 
     def as_json(self) -> dict[str, Any]:
         """The verdict as JSON values, without the xids: a ledger may have very many."""
-        return {**{name: value for name, value in vars(self).items() if name != "acknowledged"}, "ok": self.ok}
+        told = {name: value for name, value in vars(self).items() if name != "acknowledged"}
+        return {**told, "continues": sorted(self.continues), "ok": self.ok}
 
 
 def verify(folder: Path | str, verifier: Verifier | None = None, seen: Sequence[Proof] = ()) -> Verdict:
@@ -63,9 +68,14 @@ def verify(folder: Path | str, verifier: Verifier | None = None, seen: Sequence[
         folder: The ledger's folder.
         verifier: The key it must be signed with; by default the key that it names itself, which shows
             only that nobody without that key changed it.
-        seen: Proof files from elsewhere: of those made from this ledger it must continue the heads.
+        seen: Proof files from elsewhere, whose heads it may continue.
     """
     folder = Path(folder)
+    partings, unreadable = [], []
+    try:
+        partings = read_partings(folder)  # first: while a study ends, they tell of lines that were there before them
+    except IntramuralError as error:
+        unreadable = [str(error)]
     try:
         opened = read(folder, verifier)
     except (IntramuralError, OSError) as error:
@@ -74,7 +84,7 @@ def verify(folder: Path | str, verifier: Verifier | None = None, seen: Sequence[
         return Verdict(str(folder), verifier.name if verifier else "?", unread=unread, problems=[problem])
     problems = [f"line {record.seq + 1}: {what}" for record in opened.records if (what := explain(record))]
     readable = [record for record in opened.records if not explain(record)] if problems else opened.records
-    course = [] if problems else list(_course(opened))  # of a line that cannot be read, nothing follows
+    course = [] if problems else list(check_course(opened))  # of a line that cannot be read, nothing follows
     reader = Reader(opened)
     for step in (reader.learn, reader.check):
         for record in readable:
@@ -82,7 +92,7 @@ def verify(folder: Path | str, verifier: Verifier | None = None, seen: Sequence[
                 step(record)
             except IntramuralError as error:
                 problems.append(f"line {record.seq + 1}: {error}")
-    problems += [*course, *_parted(opened, reader.keys), *_left(opened, seen)]
+    problems += [*course, *unreadable, *_parted(opened, partings, reader.keys)]
     if opened.incomplete:
         problems.append("the last line is incomplete")
     return Verdict(
@@ -97,45 +107,27 @@ def verify(folder: Path | str, verifier: Verifier | None = None, seen: Sequence[
         receipts=reader.receipts,
         acknowledged=frozenset(reader.acknowledged),
         unsigned=opened.unsigned,
+        continues=_continued(opened, seen),
         problems=problems,
     )
 
 
-def _left(opened: Opened, seen: Sequence[Proof]) -> Iterator[str]:
-    """Heads of this ledger that were seen elsewhere, and that it does not continue."""
+def _continued(opened: Opened, seen: Sequence[Proof]) -> frozenset[str]:
+    """The heads of proof files that this ledger continues."""
+    found = set()
     for proof in seen:
-        if proof.verifier != opened.verifier:
-            continue
-        try:
-            head = Checkpoint.open(proof.head, opened.verifier)
-        except IntramuralError as error:
-            yield f"the head of a proof file: {error}"
-            continue
-        if head.origin == opened.head.origin and (
-            head.size > opened.head.size or opened.tree.root(head.size) != head.root
-        ):
-            yield f"a proof file shows {head.size} lines of this ledger that are not those that are here"
+        if proof.verifier == opened.verifier:
+            with suppress(IntramuralError):  # a head that its party did not sign is continued by nothing
+                head = Checkpoint.open(proof.head, opened.verifier)
+                if head.size <= opened.head.size and opened.tree.root(head.size) == head.root:
+                    found.add(proof.head)
+    return frozenset(found)
 
 
-def _course(opened: Opened) -> Iterator[str]:
-    """How the lines of a coordinator contradict each other on what became of which model."""
-    courses: dict[str | None, Course] = {}
-    for record in opened.records:
-        try:
-            if record.event == Event.STUDY_CREATED:
-                courses[record.study] = Course(opened, record)
-            elif record.study in courses:
-                yield from (f"line {record.seq + 1}: {what}" for what in courses[record.study].follow(record))
-        except IntramuralError:
-            continue  # a document is not what the line says, as whoever reads the line itself says
-
-
-def _parted(opened: Opened, keys: Mapping[str | None, Mapping[str, Verifier]]) -> list[str]:
+def _parted(
+    opened: Opened, partings: Sequence[Parting], keys: Mapping[str | None, Mapping[str, Verifier]]
+) -> list[str]:
     """What is wrong with the heads that were exchanged at the end of studies, or with this ledger beside them."""
-    try:
-        partings = read_partings(opened.folder)
-    except IntramuralError as error:
-        return [str(error)]
     problems = []
     for parting in partings:
         what = f"the farewell of {parting.peer}"

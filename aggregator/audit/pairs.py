@@ -16,7 +16,7 @@ from models.errors import BadSignature, LedgerError
 from models.exchange.statement import GENESIS, Kind, receipt_bytes, signing_bytes
 from models.ledger import Checkpoint, Event, Opened, Record, Verifier, read, read_partings
 from models.ledger.disk import read_bounded
-from models.ledger.reading import CHECKPOINT, MAX_NOTES
+from models.ledger.reading import CHECKPOINT, MAX_NOTES, Parting
 
 
 def reconcile(aggregator: Path | str, silo: Path | str) -> Reconciliation:
@@ -45,8 +45,11 @@ def reconcile_each(aggregator: Path | str, silos: Iterable[Path | str]) -> list[
             found.append(files.compare(Path(aggregator), Path(silo)))
             continue
         theirs = theirs or _readable(aggregator)
+        their_last = read_partings(theirs.folder)  # each before the ledger of which it tells
         ours = _readable(silo)
-        found.append(_compare(_study(theirs), theirs, ours, later := _now(theirs)))
+        our_last = read_partings(ours.folder)
+        later = _now(theirs)
+        found.append(_compare(_study(theirs), theirs, ours, later, their_last, our_last))
         theirs = later
     return found
 
@@ -70,13 +73,20 @@ def _study(opened: Opened) -> str:
     return created.study
 
 
-def _compare(study: str, theirs: Opened, ours: Opened, later: Opened) -> Reconciliation:
-    """Compare two ledgers; `later` is theirs, read after ours.
+def _compare(
+    study: str,
+    theirs: Opened,
+    ours: Opened,
+    later: Opened,
+    their_last: Sequence[Parting],
+    our_last: Sequence[Parting],
+) -> Reconciliation:
+    """Compare two ledgers, and what each side kept of the other's last words; `later` is theirs, read after ours.
 
     What one side has received, the other one must have sent by the time that it is read, hence the second look.
     """
     hub, name = theirs.verifier, ours.verifier.name
-    enrolled = peers(theirs.records).get((study, name))
+    enrolled = peers(later.records).get((study, name))
     if enrolled not in (None, ours.verifier):
         raise BadSignature(f"{ours.folder}: is not signed with the key that was enrolled for {name}")
     if peers(ours.records).get((study, hub.name), hub) != hub:
@@ -93,8 +103,8 @@ def _compare(study: str, theirs: Opened, ours: Opened, later: Opened) -> Reconci
     problems += _contradictions("reply", answered, taken, ours.verifier)
     problems += _denied("order", theirs, sent, got, ours.verifier)
     problems += _denied("reply", ours, answered, received(later.records, study, name), hub)
-    problems += _rewritten(later, [*heads(ours.records, study, hub.name), *_last_head(ours, study, hub)])
-    problems += _rewritten(ours, [*heads(theirs.records, study, name), *_last_head(theirs, study, ours.verifier)])
+    problems += _rewritten(later, [*heads(ours.records, study, hub.name), *_last_head(our_last, study, hub)])
+    problems += _rewritten(ours, [*heads(theirs.records, study, name), *_last_head(their_last, study, ours.verifier)])
     agreed_orders, agreed_replies = [x for x in sent if x in got], [x for x in answered if x in taken]
     return Reconciliation(
         study=study,
@@ -112,9 +122,9 @@ def _compare(study: str, theirs: Opened, ours: Opened, later: Opened) -> Reconci
     )
 
 
-def _last_head(opened: Opened, study: str, peer: Verifier) -> list[tuple[int, str]]:
+def _last_head(partings: Sequence[Parting], study: str, peer: Verifier) -> list[tuple[int, str]]:
     """The last head that the other side signed in a study that is over: size and root (hex)."""
-    found = [p for p in read_partings(opened.folder) if (p.study, p.peer) == (study, peer.name)]
+    found = [p for p in partings if (p.study, p.peer) == (study, peer.name)]
     last = [Checkpoint.open(parting.theirs, peer) for parting in found]
     return [(head.size, head.root.hex()) for head in last]
 

@@ -396,14 +396,15 @@ def test_the_schema_of_dicom_finds_what_is_wrong(finished: Path) -> None:
 
 
 def test_a_dicom_message_says_who_gave_what_to_whom(finished: Path) -> None:
-    fact = of(read(finished / "toy" / "ledger"), Event.UPDATE_RECEIVED)[0]
+    opened = read(finished / "toy" / "ledger")
+    fact = of(opened, Event.UPDATE_RECEIVED)[0]
     message = audit_message(fact)
     roles = {
         cast(Xml.Element, person.find("RoleIDCode")).get("csd-code"): person.get("UserID")
         for person in message.findall("ActiveParticipant")
     }
     assert roles == {"110153": fact.source, "110152": "aggregator"}
-    assert cast(Xml.Element, message.find("AuditSourceIdentification")).get("AuditSourceID") == "aggregator/toy"
+    assert cast(Xml.Element, message.find("AuditSourceIdentification")).get("AuditSourceID") == opened.head.origin
     objects = {
         item.get("ParticipantObjectTypeCodeRole"): item for item in message.iter("ParticipantObjectIdentification")
     }

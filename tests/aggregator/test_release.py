@@ -385,7 +385,8 @@ def test_two_releases_from_two_pasts_of_one_ledger_are_found_side_by_side_and_by
     assert "aggregator signed two different ledgers of" in capsys.readouterr().out
     assert audit(["verify", str(study), "--seen", str(out / PROOF)]) == 0
     assert audit(["verify", str(other), "--seen", str(out / PROOF), str(tmp_path / "second" / PROOF)]) == 3
-    assert "lines of this ledger that are not those that are here" in capsys.readouterr().out
+    assert f"{out / PROOF}: no ledger here continues the one of aggregator" in capsys.readouterr().out
+    assert audit(["verify", str(other), str(study), "--seen", str(out / PROOF), str(tmp_path / "second" / PROOF)]) == 0
     assert audit(["verify", str(finished / "north"), "--seen", str(out / PROOF)]) == 1
     assert "is from the ledger of aggregator" in capsys.readouterr().err
 

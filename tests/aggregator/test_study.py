@@ -61,7 +61,7 @@ def test_a_new_study_holds_its_plan_its_agreement_its_key_and_its_first_model(to
     created = study.ledger.records[1]
     assert (created.event, created.study) == (Event.STUDY_CREATED, study.digest)
     assert study.ledger.manifest(created.body["agreement"]) == study.agreement.encode()
-    assert read(folder / "ledger", study.signer.verifier).head.origin == "aggregator/toy"
+    assert read(folder / "ledger", study.signer.verifier).head.origin == f"aggregator/toy/{study.digest[:16]}"
 
 
 def test_two_studies_of_one_plan_are_two_studies(parts: tuple[Path, Path, Path], tmp_path: Path) -> None:
