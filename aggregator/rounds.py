@@ -23,7 +23,7 @@ from aggregator.strategy import Audited
 from aggregator.study import Position, Study
 from aggregator.visits import POLL, Visit, take_leave
 from aggregator.weighing import Contribution
-from models.errors import ConfigError, NotWitnessed, Rule
+from models.errors import BadSignature, ConfigError, NotWitnessed, Rewritten, Rule
 from models.exchange.channel import Channel
 from models.exchange.documents import VisitKind
 from models.exchange.spec import vector_digest
@@ -33,6 +33,7 @@ from models.ledger import Entry, Event, Record, read_partings
 log = logging.getLogger("intramural.aggregator")
 
 _UNAPPROVED = {Rule.STUDY_NOT_APPROVED, Rule.STUDY_CHANGED, Rule.STUDY_REVOKED}
+_DISAGREE = {Rewritten.code, BadSignature.code}  # said of a ledger that is older than one seen before
 _END = "or close it with the model that it has: run it with --end"
 _GATHER = 10.0  # seconds that a run's first round waits for hospitals that are still connecting
 
@@ -283,7 +284,8 @@ class _Run:
     def require_willing(self, round_: int, there: Collection[str], before: int) -> None:
         """See that a round is not void for what time or people can mend: more rounds would be void as well.
 
-        The round is left open, so that it can be run again once the hospitals have approved the study, or are back.
+        The round is left open, so that it can be run again once the hospitals have approved the study, are back, or
+        have the ledger again that was seen here.
 
         Args:
             round_: The round; it has too few updates.
@@ -291,26 +293,37 @@ class _Run:
             before: How many lines the ledger had before they were asked.
 
         Raises:
-            ConfigError: Without those that have not approved the study, or lack witnesses who are away, it cannot have
-                enough.
+            ConfigError: Without those that have not approved the study, whose ledger and this one disagree, or that
+                lack witnesses who are away, it cannot have enough.
         """
         study = self.study
-        away = sorted(witnesses.members(study) - set(there))
+        last = {_sender(record): record for record in study.ledger.records[before:]}
+        codes = {name: record.body.get("code", "") for name, record in last.items() if name}
+        apart = {
+            name
+            for name, code in codes.items()
+            if last[name].event == Event.REPLY_REJECTED and code.partition(".")[0] in _DISAGREE
+        }
+        away = sorted(witnesses.members(study) - set(there) | apart)
         mendable = {*_UNAPPROVED, *([NotWitnessed.code] if away else [])}
-        last = {r.body["statement"]["src"]: r for r in study.ledger.records[before:] if is_receipt(r)}
         said = {
-            name: record.body["code"]
-            for name, record in last.items()
-            if record.event == Event.REFUSAL_RECEIVED and record.body["code"] in mendable
+            name: code
+            for name, code in codes.items()
+            if name in apart or (last[name].event == Event.REFUSAL_RECEIVED and code in mendable)
         }
         if not said or len(set(there) - said.keys()) >= self.plan.min_silos:
             return
-        hint = (
-            f"wait for {', '.join(away)} to be connected, then run it again"
-            if _UNAPPROVED.isdisjoint(said.values())
-            else f"approve it there: intramural-silo approve SITE.toml {study.folder / 'agreement.json'}, then run it "
-            "again"
-        )
+        if apart:
+            names = ", ".join(sorted(apart))
+            hint = (
+                f"the ledger of {names}, or this one, is older than it was: restore the newest, then run it again; or "
+                "dismiss who has none"
+            )
+        elif _UNAPPROVED.isdisjoint(said.values()):
+            hint = f"wait for {', '.join(away)} to be connected, then run it again"
+        else:
+            path = study.folder / "agreement.json"
+            hint = f"approve it there: intramural-silo approve SITE.toml {path}, then run it again"
         hint += f"; {_END}"
         told = ", ".join(f"{name}: {code}" for name, code in sorted(said.items()))
         least = self.plan.min_silos
@@ -361,6 +374,13 @@ class _Run:
     def name(self, node: int) -> str:
         """The hospital of a node."""
         return self.channels[node].peer.name
+
+
+def _sender(record: Record) -> str:
+    """Whose answer a line is of, used or not; empty if it is of none."""
+    if record.event == Event.REPLY_REJECTED and "silo" in record.body:
+        return str(record.body["silo"])
+    return str(record.body["statement"]["src"]) if is_receipt(record) else ""
 
 
 @dataclass(frozen=True)

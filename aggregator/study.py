@@ -316,6 +316,7 @@ class Study:
     def save_update(self, round_: int, silo: str, vector: Vector, digest: str) -> None:
         """Keep an update of that digest on disk until it is combined."""
         path = self.update_path(round_, silo)
+        make_folder(path.parent.parent, 0o700)  # a single hospital's, of which no one else may see the numbers
         make_folder(path.parent)
         save_vector(path, self.spec, vector)
         self._known[path] = digest, _stamp(path)

@@ -16,6 +16,7 @@ from aggregator.history import History, Round, read_history
 from models.errors import ConfigError
 from models.ledger import Checkpoint, Event, Record, Verifier, read
 
+NAMES = ("east", "north", "south")
 Plan = Callable[..., Path]
 
 
@@ -77,10 +78,14 @@ def test_a_coordinator_that_went_back_to_a_backup_is_refused_at_once_and_both_he
     shutil.rmtree(study)
     shutil.copytree(backup, study)
     time.sleep(1.1)  # in the same second, the same lines would be written again, and nothing be rewritten
-    rounds = play(study, hospitals)
-    assert all(item.void for item in rounds[2:])
-    # The first order is the one that they know, word for word; from the next on there are two.
-    assert [set(item.refused.values()) for item in rounds[2:]] == [{"replayed"}, *[{"ledger-rewritten"}] * 2]
+    # The first order is the one that they know, word for word; from the next on there are two. That round is left open.
+    told = "round 3 cannot have .* refused: " + ", ".join(f"{name}: ledger-rewritten" for name in NAMES)
+    with pytest.raises(ConfigError, match=told) as caught:
+        play(study, hospitals)
+    assert "restore the newest, then run it again" in caught.value.hint
+    opened = read(study / "ledger")
+    (void,) = [r for r in opened.records if r.event == Event.ROUND_VOID]
+    assert {r.body["code"] for r in opened.records[: void.seq] if r.event == Event.REPLY_REJECTED} == {"replayed"}
     for site in hospitals:
         work = site.parent / "work"
         (first, *_) = [r for r in lines(site, Event.ORDER_REJECTED) if r.body["code"] == "ledger-rewritten"]
@@ -91,6 +96,26 @@ def test_a_coordinator_that_went_back_to_a_backup_is_refused_at_once_and_both_he
         now, before = (Checkpoint.open(kept[name], key) for name in ("head", "before"))
         assert now.root != before.root
         assert verify(work / "ledger").ok
+
+
+def test_a_hospital_that_went_back_to_a_backup_is_named_and_costs_the_others_no_round(
+    write_plan: Plan, hospitals: list[Path], tmp_path: Path
+) -> None:
+    plan, study = write_plan(rounds=3), tmp_path / "study"
+    plan.write_text(plan.read_text().replace("min_silos = 2", "min_silos = 3"))
+    Study.create(plan, study).close()
+    work = hospitals[0].parent / "work"
+    play(study, hospitals, until=1)
+    shutil.copytree(work, tmp_path / "backup")
+    play(study, hospitals, until=2)
+    work.rename(tmp_path / "newest")
+    shutil.copytree(tmp_path / "backup", work)
+    with pytest.raises(ConfigError, match="refused: east: ledger-rewritten") as caught:
+        play(study, hospitals)
+    assert "the ledger of east, or this one, is older than it was: restore the newest" in caught.value.hint
+    shutil.rmtree(work)
+    (tmp_path / "newest").rename(work)
+    assert [sorted(item.accepted) for item in play(study, hospitals)[1:]] == [list(NAMES)] * 3
 
 
 class Deaf(LocalGrid):

@@ -130,6 +130,9 @@ class _Keeper:
             log.info("node %d is dismissed", node)
         self.home.save_nodes(stays)
         for name in sorted(wanted.keys() - stays):
+            if name not in self.home.hospitals():  # it was dismissed meanwhile
+                wanted.pop(name)
+                continue
             try:
                 stays[name] = self.link.register(name, wanted[name])
             except Unreachable:

@@ -381,14 +381,14 @@ class Channel:
         return Checkpoint(self.ledger.head.origin, size, self.ledger.tree.root(size))
 
     def _check_evidence(self, evidence: Evidence) -> Checkpoint:
+        if evidence.seen > (size := self.ledger.head.size):  # first: of what is lost it may have a receipt, too
+            hint = "this ledger was restored from a backup, or the other side errs; keep both as they are"
+            raise Rewritten(f"{self.peer.name} saw {evidence.seen} lines of this ledger, which has {size}", hint)
         if evidence.receipt:
             xid, signature = evidence.receipt
             if xid not in self.sent:
                 raise BadSignature(f"{self.peer.name} gives a receipt for a statement never sent", detail="receipt")
             self.peer.verify(receipt_bytes(xid), signature)
-        if evidence.seen > (size := self.ledger.head.size):
-            hint = "this ledger was restored from a backup, or the other side errs; keep both as they are"
-            raise Rewritten(f"{self.peer.name} saw {evidence.seen} lines of this ledger, which has {size}", hint)
         if evidence.cosignature:
             try:
                 self._own_head(evidence.seen).verify_cosignature(self.peer, evidence.cosignature)

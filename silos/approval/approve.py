@@ -9,8 +9,10 @@ What a study asks for is told by `proposal.explain`.
 
 import os
 import pwd
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Literal
 
 from models.errors import ConfigError, Locked
@@ -21,6 +23,8 @@ from silos.approval.decisions import Decision
 from silos.approval.proposal import objections
 from silos.config import Site
 from silos.keys import load_signer
+
+_TIME = "%Y%m%dT%H%M%S.%fZ"
 
 _Asked = tuple[str, str, Agreement | None]
 """A study's name, its digest, and for a yes its agreement."""
@@ -93,13 +97,19 @@ def _decide(site: Site, studies: list[_Asked]) -> list[Approval]:
     disk.make_folder(folder, 0o700)
     made = []
     for name, study, agreement in studies:
-        time = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+        time = _after_all(folder).strftime(_TIME)
         action: Literal["approve", "revoke"] = "revoke" if agreement is None else "approve"
         decision = Decision(action=action, name=name, study=study, time=time, agreement=agreement).sign(signer)
         path = folder / f"{time}-{study[:8]}-{action}.json"
         draft = path.with_suffix(".new")  # the silo must never find half of one
-        disk.create(draft, decision.encode(), 0o600)
-        disk.rename(draft, path)
+        try:
+            disk.create(draft, decision.encode(), 0o600)
+            disk.rename(draft, path)
+        except OSError as error:
+            draft.unlink(missing_ok=True)
+            raise ConfigError(
+                f"{path}: {error.strerror}: no word on {name} was recorded", "mend that, and say it again"
+            ) from error
         made.append(decision)
     try:
         with decisions.open_ledger(site, signer) as ledger:
@@ -108,6 +118,16 @@ def _decide(site: Site, studies: list[_Asked]) -> list[Approval]:
     except Locked:
         recorded = False
     return [Approval(item.action, item.name, item.study, recorded) for item in made]
+
+
+def _after_all(folder: Path) -> datetime:
+    """Now; but after every decision that waits, though the clock was set back since: the newest word counts."""
+    now = datetime.now(UTC)
+    for path in folder.glob("*.json"):
+        with suppress(ValueError, OverflowError):  # no decision's name
+            waits = datetime.strptime(path.name.partition("-")[0], _TIME).replace(tzinfo=UTC)
+            now = max(now, waits + timedelta(microseconds=1))
+    return now
 
 
 def _require_same_user(site: Site) -> None:

@@ -185,13 +185,16 @@ class _Walk:
         enrolled = enrolment.read_enrolment(self._site)
         if self._node_key is None or enrolled is None:
             raise ConfigError("not asked, as a key is missing", "see network keys")
-        path, fingerprint = enrolment.node_files(self._site).enrolment, enrolled.fingerprint
+        files, fingerprint = enrolment.node_files(self._site), enrolled.fingerprint
         status, code = self._answer.status, self._answer.code
         if code == KNOWN:
             return "admitted"
         if code == UNKNOWN:
             raise ConfigError(
-                "not admitted", f"send {path} to the coordinator and compare the fingerprint {fingerprint} by telephone"
+                "not admitted",
+                f"send {files.enrolment} to the coordinator and compare the fingerprint {fingerprint} by telephone; if "
+                f"this hospital was dismissed, delete that file, {files.node_key} and {files.node_public} first, and "
+                "join again",
             )
         advice = {
             401: "see clock; if that is right, send the enrolment file to the coordinator again",

@@ -540,6 +540,7 @@ def test_what_was_just_written_is_not_hashed_again_until_somebody_touches_it(
     study, vector = begun.study, np.ones(begun.study.spec.size, np.float32)
     digest = update_digest(study.spec, tensor_digests(study.spec, vector))
     study.save_update(2, "north", vector, digest)
+    assert (study.folder / "updates").stat().st_mode & 0o777 == 0o700  # one hospital's numbers are nobody else's
     hashed: list[Path] = []
     load = study.load_update
 

@@ -1,12 +1,13 @@
 """A hospital's yes or no: what may be followed, whoever asks, and what no file can change."""
 
+import errno
 import json
 import os
 import re
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -277,6 +278,34 @@ def test_a_no_overtakes_a_yes_that_still_waits(coordinator: Coordinator, site: S
     assert len(revoke(site, "demo")) == 1
     assert len(waiting(site)) == 2
     assert said(silo.answer(coordinator.order(agreement))) == "study-revoked"
+
+
+def test_the_newest_word_counts_although_the_clock_was_set_back_meanwhile(
+    coordinator: Coordinator, site: Site, silo: Silo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Earlier(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            return datetime.now(tz) - timedelta(hours=1)
+
+    agreement = coordinator.agree()
+    approve(site, agreement)
+    monkeypatch.setattr("silos.approval.approve.datetime", Earlier)
+    assert len(revoke(site, "demo")) == 1
+    assert said(silo.answer(coordinator.order(agreement))) == "study-revoked"
+
+
+def test_a_word_that_finds_no_space_names_its_file_and_says_that_it_was_not_recorded(
+    coordinator: Coordinator, site: Site, silo: Silo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, *more: Any) -> None:
+        path.touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("silos.approval.approve.disk.create", full)
+    with pytest.raises(ConfigError, match=r"approvals/.*\.json: No space left on device: no word on demo was recorded"):
+        approve(site, coordinator.agree())
+    assert os.listdir(site.run.work / "approvals") == []
 
 
 # --- what is no word of this hospital changes nothing -------------------------------------------------
