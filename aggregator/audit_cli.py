@@ -122,9 +122,10 @@ def _verify(arguments: argparse.Namespace) -> int:
         show_table("ledgers", columns, rows)
         show_lines(*(f"FAILED: {problem}" for problem in lost))
     failed = [verdict for verdict in verdicts if not verdict.ok]
-    if not failed:
-        return UNVERIFIED if lost else OK
-    return FAILED if all(verdict.unread for verdict in failed) else UNVERIFIED  # a mistyped path is no alarm
+    if not failed and not lost:
+        return OK
+    alarm = lost or not all(verdict.unread for verdict in failed)  # a mistyped path is none
+    return UNVERIFIED if alarm else FAILED
 
 
 def _reconcile(arguments: argparse.Namespace) -> int:
