@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -83,11 +84,12 @@ def test_a_name_that_is_no_utf8_comes_back_as_it_was(root: Path, started: list[W
 def test_workers_that_are_killed_lose_no_work(
     root: Path, started: list[Worker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, asked = Worker.ask, []
+    real, numbers, asked = Worker.ask, count(1), []
 
     def ask(self: Worker, words: Mapping[str, Any], data: bytes = b"") -> tuple[dict[str, Any], int]:
-        asked.append(self)
-        if len(asked) % 50 == 10:
+        number = next(numbers)  # of one thread alone
+        asked.append(number)
+        if number % 50 == 10:
             self.process.kill()
             self.process.wait()
         return real(self, words, data)
