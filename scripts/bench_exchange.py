@@ -345,8 +345,8 @@ def measure_commands(work: Path) -> Iterator[Found]:
     """What starting a command costs beside `flwr --version`."""
     from silos.phantom import write_hospital
 
-    site = write_hospital(work / "north", name="north", seed=0, patients=4, images=2, studies=["demo-fedavg"])
-    south = write_hospital(work / "south", name="south", seed=1, patients=4, images=2, studies=["demo-fedavg"])
+    site = write_hospital(work / "north", name="north", seed=0, patients=12, images=2, studies=["demo-fedavg"])
+    south = write_hospital(work / "south", name="south", seed=1, patients=12, images=2, studies=["demo-fedavg"])
     plan = work / "study.toml"
     text = (ROOT / "configs" / "study.toml").read_text()
     plan.write_text(re.sub(r"(?m)^rounds = .*", "rounds = 1", text))
