@@ -88,6 +88,11 @@ def above_zero(text: str) -> float:
     raise argparse.ArgumentTypeError(f"must be more than 0 (got {text})")
 
 
+def at_default(parser: argparse.ArgumentParser, options: argparse.Namespace, *names: str) -> bool:
+    """Whether nobody asked for something else of these options."""
+    return all(getattr(options, name) == parser.get_default(name) for name in names)
+
+
 def _complain(message: str, hint: str) -> None:
     told = f"error: {message}\n  do: {hint}" if hint else f"error: {message}"
     show_lines(*told.split("\n"), file=sys.stderr)

@@ -36,7 +36,7 @@ import torch
 
 from aggregator import LocalGrid, Study, run
 from models import tasks
-from models.console import at_least
+from models.console import at_default, at_least
 from models.exchange.documents import Agreement
 from models.exchange.spec import Vector, load_vector
 from models.ledger import Signer
@@ -346,7 +346,7 @@ def main() -> int:
     parser.add_argument("--long", action="store_true", help="also each hospital alone with the steps of all")
     parser.add_argument("--only-write", action="store_true", help="write the hospitals and two studies, and stop")
     options = parser.parse_args()
-    whole = all(getattr(options, name) == parser.get_default(name) for name in ("seeds", "rounds", "epochs"))
+    whole = at_default(parser, options, "seeds", "rounds", "epochs")
     if not (options.data / "north" / "labels.csv").is_file():
         print(
             f"error: {options.data}: does not hold the five hospitals (north/labels.csv is missing)",

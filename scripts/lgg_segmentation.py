@@ -42,7 +42,7 @@ from lgg import RESULTS, TINY, TRAINING, federate, train
 
 from models import tasks
 from models.canonical import digest
-from models.console import at_least
+from models.console import at_default, at_least
 from models.ledger import Signer
 from models.plan import Plan
 from models.tasks import Case
@@ -396,9 +396,7 @@ def main() -> int:
     parser.add_argument("--workers", type=at_least(1), default=2, help="trials at the same time (default: 2)")
     parser.add_argument("--only-write", action="store_true", help="train nothing; write what is finished")
     options = parser.parse_args()
-    whole = all(
-        getattr(options, name) == parser.get_default(name) for name in ("dimensions", "seeds", "rounds", "epochs")
-    )
+    whole = at_default(parser, options, "dimensions", "seeds", "rounds", "epochs")
     if not (options.data / "north" / "dicom" / "SEG").is_dir():
         print(
             f"error: {options.data}: does not hold the five hospitals (north/dicom/SEG is missing)",

@@ -26,7 +26,7 @@ import torch
 from flwr.app import Message
 
 from aggregator import LocalGrid, Study, run
-from models.console import OK, at_least, progress
+from models.console import OK, at_default, at_least, progress
 from models.exchange.spec import Vector, norm
 from silos import training
 from silos.phantom import write_hospital
@@ -229,7 +229,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=at_least(1), default=8, help="default: 8")
     parser.add_argument("--results", type=Path, help="folder of the tables (default: scripts/results of a whole run)")
     options = parser.parse_args(argv)
-    whole = all(getattr(options, name) == parser.get_default(name) for name in ("only", "seeds", "rounds"))
+    whole = at_default(parser, options, "only", "seeds", "rounds")
     results = options.results or (RESULTS if whole else None)
     logging.getLogger("flwr").setLevel(logging.ERROR)
     logging.getLogger("intramural").setLevel(logging.ERROR)

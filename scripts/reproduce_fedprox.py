@@ -45,7 +45,7 @@ from torch.nn.functional import cross_entropy
 
 from aggregator import LocalGrid, Study, run
 from aggregator.sampling import drawn
-from models.console import OK, at_least, progress
+from models.console import OK, at_default, at_least, progress
 from models.faults import Slow
 from models.ledger import Signer
 from models.plan import TaskSettings
@@ -495,8 +495,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, help="folder of the tables (default: scripts/results of a whole run)")
     parser.add_argument("--only-table", action="store_true", help="run nothing")
     options = parser.parse_args(argv)
-    what = ("datasets", "stragglers", "methods", "seeds", "rounds")
-    whole = all(getattr(options, name) == parser.get_default(name) for name in what)
+    whole = at_default(parser, options, "datasets", "stragglers", "methods", "seeds", "rounds")
     logging.getLogger("flwr").setLevel(logging.ERROR)
     logging.getLogger("intramural").setLevel(logging.ERROR)
     torch.set_num_threads(1)
